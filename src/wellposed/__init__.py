@@ -1,0 +1,3 @@
+"""Regularization for PyTorch."""
+
+__version__ = "0.1.0"
