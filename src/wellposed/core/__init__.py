@@ -1,0 +1,29 @@
+"""The training step: Task, Method, Step, Recipe."""
+
+from .errors import NonFiniteError, RecipeError
+from .files import load_recipe
+from .method import Method, knob
+from .persample import PerSample
+from .recipe import Recipe
+from .schedules import Constant, Cosine, Exponential, Linear, SineStages, Steps, WarmUp
+from .step import Step
+from .task import Task
+
+__all__ = [
+    "Constant",
+    "Cosine",
+    "Exponential",
+    "Linear",
+    "Method",
+    "NonFiniteError",
+    "PerSample",
+    "Recipe",
+    "RecipeError",
+    "SineStages",
+    "Step",
+    "Steps",
+    "Task",
+    "WarmUp",
+    "knob",
+    "load_recipe",
+]

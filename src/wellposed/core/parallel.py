@@ -1,0 +1,108 @@
+"""What several passes and several processes need: frozen statistics, replayed noise, averages over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _SpectralNorm
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The module under ``torch.compile`` and ``DistributedDataParallel`` wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)  # torch.compile's wrapper; its class lives in a slow import
+        if isinstance(inner, nn.Module):
+            model = inner
+        elif isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
+
+
+def world_size() -> int:
+    """Number of ranks, 1 without an initialised process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Rank of this process, 0 without an initialised process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_mean(value: float, device: torch.device) -> float:
+    """Mean of ``value`` over ranks."""
+    if world_size() == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    dist.all_reduce(total)
+    return total.item() / world_size()
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Rows of all ranks, concatenated; differentiable. The tensor itself in one process.
+
+    Every rank then computes the same global term, and its gradient, summed over ranks by the gather's backward and
+    averaged by DDP, is that of one process with the whole batch. Ranks must hold equal numbers of rows.
+    """
+    if world_size() == 1:
+        return tensor
+    if tensor.requires_grad:
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(all_gather(tensor))  # type: ignore[no-untyped-call]
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def sync(model: nn.Module, now: bool) -> AbstractContextManager[None]:
+    """DDP averages gradients only in the last microbatch of a window."""
+    if now or not isinstance(model, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    context: AbstractContextManager[None] = model.no_sync()
+    return context
+
+
+def is_stochastic(model: nn.Module) -> bool:
+    """Whether a training pass draws from the global generator (dropout and its kind)."""
+    for m in model.modules():
+        if isinstance(m, _DropoutNd | nn.RReLU):
+            return True
+        if isinstance(getattr(m, "dropout", None), float) and m.dropout:
+            return True
+        if type(m).__name__ in {"DropPath", "StochasticDepth"}:
+            return True
+    return False
+
+
+@contextmanager
+def replayed(seed: int, device: torch.device) -> Iterator[None]:
+    """The global generators start from ``seed`` inside and are put back afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Normalise by the batch as in training, but leave running statistics and power iterations alone."""
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    spectral = [m for m in model.modules() if isinstance(m, _SpectralNorm) and m.training]
+    for n in norms:
+        n.track_running_stats = False
+    for s in spectral:
+        s.training = False
+    try:
+        yield
+    finally:
+        for n in norms:
+            n.track_running_stats = True
+        for s in spectral:
+            s.training = True

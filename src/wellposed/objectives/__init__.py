@@ -1,0 +1,4 @@
+"""Objectives: what the loss rewards.
+
+One module per technique; `wellposed.core.registry` finds them.
+"""
