@@ -59,6 +59,7 @@ class ELR(Method, paper="elr"):
 
     reads = ("logits", "index")
     targets = frozenset({"class"})
+    stops = True  # the target holds today's prediction, detached
     example = {"rows": 12, "classes": 3}
 
     rows: int = knob(low=1)

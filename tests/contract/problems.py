@@ -1,0 +1,130 @@
+"""The small problems on which the contract suite tries every technique."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import wellposed as wp
+from wellposed.core.registry import catalogue
+
+ROWS, CLASSES = 12, 3
+METHODS = [name for name, cls in catalogue().items() if cls.__module__.startswith("wellposed.")]
+
+
+class Recurrent(nn.Module):
+    """A recurrent classifier that reads (B, T, 4) and answers from the last state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(4, 8, batch_first=True)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.rnn(x)
+        return self.head(states[:, -1])
+
+
+class Denoiser(nn.Module):
+    """A denoising net of (x_t, t) with layers named like the classifier's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(7, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 6))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.body(torch.cat([x, t.to(x).view(-1, 1) / 100], 1))
+
+
+def build(kind: str, norm: bool) -> nn.Module:
+    if kind == "mlp":
+        return nn.Sequential(
+            nn.Linear(6, 16), nn.BatchNorm1d(16) if norm else nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, CLASSES)
+        )
+    if kind == "conv":
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4) if norm else nn.GroupNorm(1, 4),
+            nn.ReLU(),
+            nn.Conv2d(4, 8, 3, stride=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(72, CLASSES),
+        )
+    return {"rnn": Recurrent, "denoiser": Denoiser}[kind]()
+
+
+SHAPES = {"mlp": (6,), "conv": (1, 8, 8), "rnn": (5, 4), "denoiser": (6,)}
+
+
+@dataclass
+class Trial:
+    """A model with a recipe attached, and the batch it learns."""
+
+    model: nn.Module
+    recipe: wp.Recipe
+    batch: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+
+    def run(self, steps: int, split: int = 1, start: int = 0) -> Trial:
+        for i in range(start, start + steps):
+            parts = [dict(zip(self.batch, rows, strict=True)) for rows in zip(*self.chunks(split), strict=True)]
+            self.recipe.step(parts if split > 1 else parts[0], self.optimizer, progress=i / 10)
+        return self
+
+    def chunks(self, split: int) -> list[tuple[Tensor, ...]]:
+        return [v.chunk(split) for v in self.batch.values()]
+
+    def weights(self) -> Tensor:
+        return torch.cat([p.detach().double().flatten() for p in self.model.parameters()])
+
+
+def kind_of(name: str) -> str:
+    return str(catalogue()[name].example.get("model", "mlp"))
+
+
+def make_method(name: str, **changed: Any) -> wp.Method:
+    cls = catalogue()[name]
+    settings = {k: v for k, v in cls.example.items() if k != "model"}
+    return cls(**{**settings, **changed})
+
+
+def make_batch(kind: str, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(7)
+    x = torch.randn(ROWS, *SHAPES[kind], generator=g, dtype=torch.float64).to(dtype)
+    if kind == "denoiser":
+        noise = torch.randn(ROWS, 6, generator=g, dtype=torch.float64).to(dtype)
+        return {"x": x, "t": torch.randint(0, 100, (ROWS,), generator=g), "noise": noise}
+    return {"x": x, "y": torch.arange(ROWS) % CLASSES, "index": torch.arange(ROWS)}
+
+
+def make_task(kind: str) -> wp.Task:
+    return wp.Denoise() if kind == "denoiser" else wp.Classify(classes=CLASSES)
+
+
+def trial(
+    methods: Callable[[], list[wp.Method]],
+    kind: str,
+    *,
+    norm: bool = False,
+    dtype: torch.dtype = torch.float64,
+    lr: float = 0.05,
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
+    **attach: Any,
+) -> Trial:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = build(kind, norm).to(dtype)
+    recipe = wp.Recipe(*methods()).attach(model, make_task(kind), **attach)
+    if wrap:
+        recipe.through(wrap(model))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr, momentum=0.9)
+    return Trial(model, recipe, make_batch(kind, dtype), optimizer)
+
+
+def trial_of(name: str, *, settings: dict[str, Any] | None = None, **kwargs: Any) -> Trial:
+    return trial(lambda: [make_method(name, **(settings or {}))], kind_of(name), **kwargs)
