@@ -217,6 +217,7 @@ class Recipe(nn.Module):
         sizes = [self._size(raw) for raw in window] if len(window) > 1 or world_size() > 1 else [1.0]
         total, local = world_mean(sum(sizes), self.device), sum(sizes)
         last = len(window) - 1
+        step.alone = not last and world_size() == 1
         if last and not self._warned:
             self._warned = True
             for m in self._on["penalty"]:
@@ -291,7 +292,7 @@ class Recipe(nn.Module):
             if self.check and not math.isfinite(objective.item()):
                 bad = [(n, t.item()) for n, t, _ in parts if not math.isfinite(t.item())]
                 raise NonFiniteError(self.count, *(bad or [("total", objective.item())])[0])
-        return objective
+        return step.edit(objective) if step.edit else objective
 
     def _rescale(self, optimizer: torch.optim.Optimizer, factor: float) -> None:
         grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]

@@ -31,6 +31,7 @@ class Step:
         taps: outputs of the tapped submodules by name.
         terms: every term of the objective so far, detached.
         optimizer: the optimizer of this update, None inside ``Recipe.objective``.
+        alone: whether the update is known to be one batch on one rank, so that its objective is the whole one.
     """
 
     def __init__(self, recipe: Recipe, optimizer: torch.optim.Optimizer | None, progress: float | None) -> None:
@@ -42,6 +43,8 @@ class Step:
         self.terms: dict[str, Tensor] = {}
         self.deferred: dict[str, Callable[[], None]] = {}
         self.weigh: Callable[[Tensor], Tensor] | None = None
+        self.edit: Callable[[Tensor], Tensor] | None = None
+        self.alone = False
         self._params: dict[str, nn.Parameter] | None = None
 
     @property
@@ -58,6 +61,10 @@ class Step:
     def device(self) -> torch.device:
         """Where the model's parameters live."""
         return self.recipe.device
+
+    def log(self, name: str, value: Tensor) -> None:
+        """Add ``value``, detached, to the term ``name`` of this update."""
+        self.terms[name] = self.terms[name] + value if name in self.terms else value
 
     def at(self, value: Scalar) -> float:
         """A number, or a schedule's value now."""
@@ -121,6 +128,7 @@ class Step:
         kept = [p.detach().clone() for p in params]
         with torch.no_grad():
             torch._foreach_add_(params, tuple(delta.values()))
+        del delta  # its memory may go, if the caller kept no hold of it
         try:
             yield
         finally:
@@ -135,6 +143,16 @@ class Step:
             yield
         finally:
             self.weigh = kept
+
+    @contextmanager
+    def editing(self, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Inside, ``edit(objective)`` is differentiated for each microbatch's objective; the logged terms stay."""
+        kept = self.edit
+        self.edit = edit if kept is None else lambda objective: kept(edit(objective))
+        try:
+            yield
+        finally:
+            self.edit = kept
 
     def defer(self, method: Method, action: Callable[[], None]) -> None:
         """Run ``action`` once, after all gradients are there and right before the optimizer's step."""
