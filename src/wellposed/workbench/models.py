@@ -34,11 +34,7 @@ def build(spec: str | None, data: Data, split: Split, seed: int) -> nn.Module:
         spec = "transformer" if data.kind == "text" else "mlp" if len(shape) == 1 else "cnn"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if ":" in spec:
-            model = _own(spec, data, split, outputs)
-        else:
-            model = _named(spec.lower(), data, shape, outputs)
-    return model
+        return _own(spec, data, split, outputs) if ":" in spec else _named(spec.lower(), data, shape, outputs)
 
 
 def _named(name: str, data: Data, shape: tuple[int, ...], outputs: int) -> nn.Module:

@@ -74,7 +74,9 @@ def from_arrays(name: str, x: np.ndarray, y: np.ndarray, task: str | None, *, he
     if x.dtype.kind == "f" and not (finite := np.isfinite(x)).all():
         rows = int((~finite.reshape(len(x), -1).all(1)).sum())
         raise BadInput(f"{name}: x is not finite in {rows} of {len(x)} rows: correct or remove these rows")
-    if len(x) and bool((x == x[:1]).all()):
+    if len(y) - held_out < targets.MIN_ROWS:
+        raise BadInput(f"{name} has only {len(y) - held_out} rows to learn from: {targets.MIN_ROWS} are needed")
+    if (x == x[:1]).all():
         raise BadInput(f"{name}: all rows of x are the same, so there is nothing to learn from")
     image_shape = None
     if x.ndim > 2:

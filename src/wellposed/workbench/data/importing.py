@@ -33,8 +33,9 @@ def resolve(spec: str, what: str) -> Callable[..., Any]:
         raise BadInput(f"{what} '{spec}': importing {module_name} fails with {describe(error)}") from error
     for name in path.split("."):
         if not hasattr(found, name):
-            close = difflib.get_close_matches(name, [key for key in dir(found) if key[0] != "_"], 1)
-            guess = f"; did you mean '{close[0]}'?" if close else ""
+            names = {key.lower(): key for key in dir(found) if not key.startswith("_")}
+            close = difflib.get_close_matches(name.lower(), names, 1)
+            guess = f"; did you mean '{names[close[0]]}'?" if close else ""
             raise BadInput(f"{what} '{spec}': {module_name} has no '{name}'{guess}")
         found = getattr(found, name)
     if not callable(found):

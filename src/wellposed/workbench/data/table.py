@@ -51,6 +51,8 @@ def from_frame(name: str, features: "pd.DataFrame", target: "pd.Series", task: s
     """
     import pandas as pd
 
+    if not features.columns.size:
+        raise BadInput(f"{name} has no feature to learn from: the target is its only column")
     blank = features.isna().all(axis=1)
     features, target = features[~blank], target[~blank]
     warnings = [f"{blank.sum()} rows were left out: they hold no feature at all"] if blank.any() else []
@@ -65,7 +67,7 @@ def from_frame(name: str, features: "pd.DataFrame", target: "pd.Series", task: s
             column = column.where(np.isfinite(column))
         columns[str(label)] = column
     if not columns:
-        raise BadInput(f"{name} has no feature to learn from: {'; '.join(warnings) or 'it has no other column'}")
+        raise BadInput(f"{name} has no feature to learn from: {'; '.join(warnings)}")
 
     encoded = targets.encode(_target_values(target), task, f"target '{target.name}' of {name}")
     x = pd.DataFrame(columns).reset_index(drop=True)
