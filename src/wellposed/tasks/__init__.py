@@ -1,5 +1,27 @@
 """Tasks: what is learned. Each is a forward with named outputs and a loss with one value per sample."""
 
 from .classify import Classify
+from .denoise import Denoise, cosine_betas, linear_betas
+from .masked import MaskedModel
+from .next_token import NextToken
+from .prefer import Prefer, dpo_loss, sequence_log_probs
+from .regress import Regress
+from .residual import Residual, laplacian
+from .two_views import TwoViews, nt_xent
 
-__all__ = ["Classify"]
+__all__ = [
+    "Classify",
+    "Denoise",
+    "MaskedModel",
+    "NextToken",
+    "Prefer",
+    "Regress",
+    "Residual",
+    "TwoViews",
+    "cosine_betas",
+    "dpo_loss",
+    "laplacian",
+    "linear_betas",
+    "nt_xent",
+    "sequence_log_probs",
+]

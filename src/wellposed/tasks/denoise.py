@@ -1,0 +1,158 @@
+"""Denoising: diffusion models and flow matching."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..core.task import Batch, Outputs, Task
+from .classify import logits_of
+
+Predict = Literal["epsilon", "x0", "v", "velocity"]
+Schedule = Literal["linear", "cosine", "flow"]
+Weighting = Literal["simple", "min-snr"] | Callable[[Tensor], Tensor]
+
+
+def linear_betas(steps: int) -> Tensor:
+    """Noise variances rising from 1e-4 to 0.02, for any number of steps (scaled by 1000 / steps); float64 (steps,).
+
+    Ho, Jain, Abbeel 2020, Denoising Diffusion Probabilistic Models, arXiv 2006.11239, section 4 (steps = 1000).
+    """
+    scale = 1000 / steps
+    return torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64).clamp(max=0.999)
+
+
+def cosine_betas(steps: int) -> Tensor:
+    """Noise variances whose signal follows a squared cosine; float64 (steps,), at most 0.999.
+
+    Nichol, Dhariwal 2021, Improved Denoising Diffusion Probabilistic Models, arXiv 2102.09672, Eq. 17.
+    """
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    kept = torch.cos((t + 0.008) / 1.008 * math.pi / 2).square()
+    return (1 - kept[1:] / kept[:-1]).clamp(max=0.999)
+
+
+class Denoise(Task):
+    """Predict the noise, the clean sample, or a mixture of them from x_t = alpha_t x + sigma_t noise.
+
+    ``batch["x"]`` (B, ...) is clean, ``batch["noise"]`` has its shape, and ``batch["t"]`` (B,) is the time: integers in
+    0 ... steps - 1, or reals in [0, 1] for ``schedule="flow"`` (1 is pure noise). ``draw`` makes such a batch. The
+    model is called as ``model(x_t, t)``. The loss of a sample is w_t times its mean squared error.
+
+    Args:
+        predict: ``"epsilon"`` the noise; ``"x0"`` the clean sample; ``"v"`` alpha noise - sigma x (Salimans, Ho 2022,
+            arXiv 2202.00512, section 4); ``"velocity"`` noise - x, the direction of the straight path.
+        schedule: ``"linear"`` or ``"cosine"`` variances, alpha^2 = prod (1 - beta), sigma^2 = 1 - alpha^2; or
+            ``"flow"``: alpha = 1 - t, sigma = t (Liu et al. 2022, Rectified Flow, arXiv 2209.03003, Eq. 1, with the
+            ends of time exchanged).
+        weighting: ``"simple"``: w = 1 on whatever is predicted. ``"min-snr"``: min(SNR, gamma) / SNR on the error of
+            the noise (Hang et al. 2023, arXiv 2303.09556, section 3.4). A function (B,) -> (B,) of log SNR: its value weighs
+            the error of the noise. The two latter give the same loss whatever is predicted:
+            ``lambda log_snr: torch.exp(-log_snr / 2)`` is Yu et al. 2023, arXiv 2310.08442. SNR = alpha^2 / sigma^2,
+            its logarithm held within [-20, 20].
+        steps: number of times of the discrete schedules; at least 1.
+        gamma: where ``"min-snr"`` cuts; above 0.
+
+    Raises:
+        ValueError: for an unknown name, a number out of its range, or a velocity off the straight path.
+
+    Example:
+        >>> import torch
+        >>> from wellposed import Recipe
+        >>> class Net(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = torch.nn.Linear(3, 2)
+        ...     def forward(self, x, t):
+        ...         return self.layer(torch.cat([x, t[:, None] / 1000], 1))
+        >>> model, task = Net(), Denoise(weighting="min-snr")
+        >>> recipe = Recipe().attach(model, task)
+        >>> batch = task.draw(torch.randn(8, 2), torch.Generator().manual_seed(0))
+        >>> sorted(recipe.step(batch, torch.optim.SGD(model.parameters(), lr=0.1)))
+        ['task', 'total']
+    """
+
+    reads = ("x", "t", "noise")
+    yields = ("prediction", "x_t")
+
+    def __init__(
+        self,
+        predict: Predict = "epsilon",
+        schedule: Schedule = "linear",
+        *,
+        weighting: Weighting = "simple",
+        steps: int = 1000,
+        gamma: float = 5.0,
+    ) -> None:
+        for name, value, known in (("predict", predict, Predict), ("schedule", schedule, Schedule)):
+            if value not in get_args(known):
+                raise ValueError(f"Denoise: {name} must be one of {', '.join(get_args(known))}, got {value!r}")
+        if not (callable(weighting) or weighting in ("simple", "min-snr")):
+            raise ValueError(f"Denoise: weighting must be simple, min-snr or a function of log SNR, got {weighting!r}")
+        if predict == "velocity" and schedule != "flow":
+            raise ValueError("Denoise: noise - x is a velocity only on the straight path; use schedule='flow'")
+        if steps < 1:
+            raise ValueError(f"Denoise: steps must be at least 1, got {steps}")
+        if not gamma > 0:
+            raise ValueError(f"Denoise: gamma must be above 0, got {gamma}")
+        self.predict, self.schedule, self.weighting, self.steps, self.gamma = predict, schedule, weighting, steps, gamma
+        betas = cosine_betas(steps) if schedule == "cosine" else linear_betas(steps)
+        self.kept = (1 - betas).cumprod(0)  # alpha^2 at every time of a discrete schedule
+
+    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """A batch of clean samples ``x`` (B, ...) with uniform times and normal noise from ``generator``."""
+        here: dict[str, Any] = {"device": x.device, "generator": generator}
+        if self.schedule == "flow":
+            t = torch.rand(len(x), dtype=x.dtype, **here)
+        else:
+            t = torch.randint(self.steps, (len(x),), **here)
+        return {"x": x, "t": t, "noise": torch.randn(x.shape, dtype=x.dtype, **here)}
+
+    def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at times ``t`` (B,), shaped to multiply ``like`` (B, ...)."""
+        if self.schedule == "flow":
+            alpha, sigma = 1 - t, t
+        else:
+            self.kept = self.kept.to(t.device)  # moves once
+            kept = self.kept[t]
+            alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
+        shape = (-1, *[1] * (like.ndim - 1))
+        return alpha.to(like.dtype).view(shape), sigma.to(like.dtype).view(shape)
+
+    def forward(self, model: nn.Module, batch: Batch) -> Outputs:
+        x, t = batch["x"], batch["t"]
+        alpha, sigma = self.levels(t, x)
+        x_t = alpha * x + sigma * batch["noise"]
+        return {"prediction": logits_of(model(x_t, t)), "x_t": x_t}
+
+    def loss(self, out: Outputs, batch: Batch) -> Tensor:
+        x, noise, prediction = batch["x"], batch["noise"], out["prediction"]
+        if prediction.shape != x.shape:
+            raise ValueError(f"Denoise: the prediction has shape {tuple(prediction.shape)}, x has {tuple(x.shape)}")
+        alpha, sigma = self.levels(batch["t"], x)
+        # the target is a x + b noise; an error of it is alpha / (a sigma - b alpha) times that error of the noise
+        zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
+        a, b = {
+            "epsilon": (zero, one),
+            "x0": (one, zero),
+            "v": (-sigma, alpha),
+            "velocity": (-one, one),
+        }[self.predict]
+        rows = self.reduce((prediction - (a * x + b * noise)).square(), batch)
+        if self.weighting == "simple":
+            return rows
+        log_snr = (2 * (alpha.log() - sigma.log())).clamp(-20, 20).flatten()
+        if callable(self.weighting):
+            weight = self.weighting(log_snr)
+        else:
+            weight = (math.log(self.gamma) - log_snr).clamp(max=0).exp()
+        if self.predict == "x0":  # alpha / sigma, which the limits on log SNR keep finite
+            return weight * log_snr.exp() * rows
+        return weight * (alpha / (a * sigma - b * alpha)).square().flatten() * rows
+
+    def __repr__(self) -> str:
+        return f"Denoise({self.predict!r}, {self.schedule!r}, weighting={self.weighting!r}, steps={self.steps})"
