@@ -329,6 +329,18 @@ def test_ids_infinities_blank_rows_and_repeats_are_told(tmp_path: Path) -> None:
     assert torch.isfinite(data.split(0).x_train).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "dropped"),
+    [("id", True), ("PassengerId", True), ("user_ID", True), ("Unnamed: 0", True), ("humid", False), ("acid", False)],
+)
+def test_row_numbers_are_known_by_their_names(tmp_path: Path, name: str, dropped: bool) -> None:
+    frame = pd.DataFrame({name: range(40), "a": np.arange(40) ** 2, "y": [0, 1] * 20})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    data = load(str(tmp_path / "t.csv"), "y")
+    assert (name not in data.x) == dropped
+    assert "2 classes (whole numbers)" in data.description
+
+
 def test_many_categories_become_few(tmp_path: Path) -> None:
     words = [f"town{i % 50}" for i in range(300)] + ["town0"] * 40
     pd.DataFrame({"town": words, "y": [0, 1] * 170}).to_csv(tmp_path / "t.csv", index=False)

@@ -21,7 +21,7 @@ LEVELS = 32
 """A text column keeps this many categories, the most frequent; the others are one together."""
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ].*)?")
-_IDENTIFIER = re.compile(r"(.*[\W_])?(id|index|unnamed: 0)", re.IGNORECASE)
+_IDENTIFIER = re.compile(r"(?i:(.*[\W_])?(id|index)|unnamed: 0)|.*[a-z](Id|ID)")
 _DECIMAL_COMMA = re.compile(r'(^|;)"?-?\d+,\d+"?(;|$)')
 
 
