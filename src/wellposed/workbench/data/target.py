@@ -63,7 +63,8 @@ def encode(values: np.ndarray, task: str | None, name: str, *, integers_are_labe
             "rows a class on average"
         )
     classes = tuple(str(int(v)) if whole else str(v) for v in distinct.tolist())
-    why = f"{name} read as classification{chosen} into {len(classes)} classes ({'whole numbers' if whole else _sort(values)})"
+    sort = "whole numbers" if whole else _sort(values)
+    why = f"{name} read as classification{chosen} into {len(classes)} classes ({sort})"
     return Target("classification", y.astype(np.int64), classes, why, rare(classes, counts))
 
 
