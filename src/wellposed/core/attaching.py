@@ -72,8 +72,9 @@ class _Recorder:
         self.recipe, self.name = recipe, name
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.recipe._tapping and self.recipe._current is not None:
-            self.recipe._current.taps[self.name] = output
+        run = self.recipe._run
+        if run.tapping and run.current is not None:
+            run.current.taps[self.name] = output
 
 
 def warn_inexact(name: str) -> None:

@@ -25,6 +25,18 @@ from .step import Step
 from .task import Batch, Task, batch_size, weighted_mean
 
 
+NOTHING = nullcontext()
+
+
+class _Run:
+    """What changes at every step; apart from the module, whose attribute assignment is slow."""
+
+    def __init__(self) -> None:
+        self.count, self.micro = 0, 0
+        self.current: Step | None = None  # the update under way
+        self.tapping, self.wrapped, self.warned = True, False, False
+
+
 class Recipe(nn.Module):
     """Methods composed into one training step; a module with a state dict.
 
@@ -55,8 +67,8 @@ class Recipe(nn.Module):
         if len(set(map(id, methods))) < len(methods):
             raise RecipeError("the same method object is listed twice; make two objects")
         self.methods = nn.ModuleList(methods)
-        self.seed, self.count = seed, 0
-        self.attached = False
+        self.seed, self.attached = seed, False
+        self._run = _Run()
         total, seen = Counter(type(m).__name__ for m in methods), Counter[str]()
         self.names: dict[Method, str] = {}
         for m in methods:
@@ -65,8 +77,6 @@ class Recipe(nn.Module):
             self.names[m] = name if total[name] == 1 else f"{name}.{seen[name]}"
         self._on: dict[str, list[Method]] = {s: [m for m in methods if s in m.slots()] for s in SLOTS}
         self._hooks: list[Any] = []
-        self._current: Step | None = None  # the update under way
-        self._tapping, self._wrapped, self._warned, self._micro = True, False, False, 0
 
     # ---- attaching
     def attach(
@@ -109,6 +119,7 @@ class Recipe(nn.Module):
         )  # fmt: skip
         self._hooks = attaching.attach(self, core, task, example)
         self._stochastic = is_stochastic(core) or is_stochastic(self)
+        self._simple = not self._stochastic and not isinstance(model, nn.parallel.DistributedDataParallel)
         self.attached = True
         return self
 
@@ -117,6 +128,7 @@ class Recipe(nn.Module):
         self._require_attached()
         if bare(model) is not self.bare:
             raise RecipeError("through() takes a wrapper of the attached model; this is another model")
+        self._simple = self._simple and not isinstance(model, nn.parallel.DistributedDataParallel)
         self.__dict__.update(
             model=model,
             undistributed=model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model,
@@ -189,24 +201,23 @@ class Recipe(nn.Module):
         compute: Callable[[], None] = partial(self._accumulate, window, step)
         for m in reversed(self._on["gradient"]):
             compute = partial(m.gradient, compute, step)
-        compute()
-        for action in step.deferred.values():
-            action()
-        if self._advance(optimizer):
-            for m in self._on["update"]:
-                m.update(step)
-        self._end()
+        try:
+            compute()
+            for action in step.deferred.values():
+                action()
+            if self._advance(optimizer):
+                for m in self._on["update"]:
+                    m.update(step)
+        finally:
+            self._run.current = None
+        self._run.count += 1
         return step.terms
 
     def _begin(self, optimizer: torch.optim.Optimizer | None, progress: float | None) -> Step:
         if progress is None and self.steps:
             progress = min(1.0, self.count / self.steps)
-        step = self._current = Step(self, optimizer, progress)
+        step = self._run.current = Step(self, optimizer, progress)
         return step
-
-    def _end(self) -> None:
-        self.count += 1
-        self._micro, self._current = 0, None
 
     def _accumulate(self, window: Sequence[Batch], step: Step) -> None:
         """The gradient of the objective over all microbatches, into ``.grad``."""
@@ -218,22 +229,28 @@ class Recipe(nn.Module):
         total, local = world_mean(sum(sizes), self.device), sum(sizes)
         last = len(window) - 1
         step.alone = not last and world_size() == 1
-        if last and not self._warned:
-            self._warned = True
+        if last and not self._run.warned:
+            self._run.warned = True
             for m in self._on["penalty"]:
                 if m.scope == "batch":
                     attaching.warn_inexact(self.names[m])
         for step.micro, raw in enumerate(window):
-            size = sizes[step.micro]
+            share, local_share = sizes[step.micro] / total, sizes[step.micro] / local
+            if self._simple and step.first:
+                self._backward(raw, step, share, local_share)
+                continue
             with (
                 sync(self.model, step.micro == last),
                 nullcontext() if step.first else frozen_statistics(self.bare),
                 self.noise(step),
             ):
-                objective = self._objective(raw, step, self.model, size / total, size / local)
-                torch.autograd.backward(self.scaler.scale(objective) if self.scaler else objective)
+                self._backward(raw, step, share, local_share)
         if self.scaler:
             self._rescale(step.optimizer, 1 / self.scaler.get_scale())
+
+    def _backward(self, raw: Batch, step: Step, share: float, local: float) -> None:
+        objective = self._objective(raw, step, self.model, share, local)
+        torch.autograd.backward(self.scaler.scale(objective) if self.scaler else objective)
 
     def _size(self, raw: Batch) -> float:
         weight = self.task.weight(raw)
@@ -286,9 +303,9 @@ class Recipe(nn.Module):
             for term, factor in summands[1:]:
                 objective = objective + _times(term, factor)
         if step.first:
-            for name, term, factor in [*parts, ("total", objective, 1.0)]:
-                value = _times(term.detach(), factor)
-                step.terms[name] = step.terms[name] + value if name in step.terms else value
+            for name, term, factor in parts:
+                step.log(name, _times(term.detach(), factor))
+            step.log("total", objective.detach())
             if self.check and not math.isfinite(objective.item()):
                 bad = [(n, t.item()) for n, t, _ in parts if not math.isfinite(t.item())]
                 raise NonFiniteError(self.count, *(bad or [("total", objective.item())])[0])
@@ -321,25 +338,26 @@ class Recipe(nn.Module):
             RecipeError: if a method acts in ``gradient`` and no ``recipe.optimizer`` was made.
         """
         self._require_attached()
-        if self._on["gradient"] and not self._wrapped:
+        if self._on["gradient"] and not self._run.wrapped:
             names = ", ".join(self.names[m] for m in self._on["gradient"])
             raise RecipeError(
                 f"{names} acts around the gradient, which objective() cannot: step with recipe.optimizer(optimizer) "
                 "and a closure, or use recipe.step"
             )
-        step = self._current or self._begin(None, progress)
-        step.micro, self._micro = self._micro, self._micro + 1
+        step = self._run.current or self._begin(None, progress)
+        step.micro, self._run.micro = self._run.micro, self._run.micro + 1
         with nullcontext() if step.first else frozen_statistics(self.bare), self.noise(step):
             return self._objective(batch, step, model, 1.0, 1.0)
 
     def update(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
         """End an update made of ``objective`` calls: the ``update`` slots act, the count rises. Returns the terms."""
         self._require_attached()
-        step = self._current or self._begin(optimizer, None)
+        step = self._run.current or self._begin(optimizer, None)
         for m in self._on["update"]:
             m.update(step)
-        self._end()
-        return dict(step.terms)
+        self._run.count += 1
+        self._run.micro, self._run.current = 0, None
+        return step.terms
 
     def optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """An optimizer whose ``step(closure)`` runs ``gradient`` and ``update`` slots around the closure.
@@ -349,7 +367,7 @@ class Recipe(nn.Module):
         from .wrapper import RecipeOptimizer
 
         self._require_attached()
-        self._wrapped = True
+        self._run.wrapped = True
         return RecipeOptimizer(self, optimizer)
 
     # ---- helpers that Step uses
@@ -360,22 +378,27 @@ class Recipe(nn.Module):
     @contextmanager
     def untapped(self) -> Iterator[None]:
         """Inside, submodule outputs are not recorded."""
-        kept, self._tapping = self._tapping, False
+        kept, self._run.tapping = self._run.tapping, False
         try:
             yield
         finally:
-            self._tapping = kept
+            self._run.tapping = kept
 
     def noise(self, step: Step) -> AbstractContextManager[None]:
         """Dropout's draws made a pure function of (seed, step, microbatch, rank); nothing for models without."""
         if not self._stochastic:
-            return nullcontext()
+            return NOTHING
         key = (self.seed, "model", step.count, step.micro, rank())
         return replayed(zlib.crc32(repr(key).encode()), self.device)
 
     def precision(self) -> AbstractContextManager[Any]:
         """The autocast context asked for at ``attach``."""
-        return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
+        return torch.autocast(self.device.type, self.autocast) if self.autocast else NOTHING
+
+    @property
+    def count(self) -> int:
+        """Updates finished."""
+        return self._run.count
 
     @property
     def listed(self) -> list[Method]:
@@ -417,7 +440,7 @@ class Recipe(nn.Module):
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Continue from ``state``."""
-        self.count = state["count"]
+        self._run.count = state["count"]
 
     def __repr__(self) -> str:
         inside = [repr(m) for m in self.methods] + ([f"seed={self.seed}"] if self.seed else [])

@@ -53,7 +53,7 @@ class RecipeOptimizer(torch.optim.Optimizer):
 
         def evaluate() -> None:
             self.inner.zero_grad()
-            recipe._micro, step.first = 0, step.computes == 0  # extra passes repeat the noise of the first
+            recipe._run.micro, step.first = 0, step.computes == 0  # extra passes repeat the noise of the first
             step.computes += 1
             with torch.enable_grad():
                 losses.append(closure())

@@ -1,0 +1,153 @@
+"""The rows of a comparison: which techniques, with which settings, and what their strength may be."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core import Method, Recipe, RecipeError, Task
+from ..core.method import fields_of
+from ..core.registry import FAMILIES, catalogue, find
+from .errors import BadInput
+
+BASELINE = "baseline"
+EARLY_STOPPING = "early-stopping"
+BASELINE_RATES = (1.0, 0.5, 2.0)
+"""Multiples of the learning rate among which the baseline is tuned, so that nothing is tuned against an untuned rival."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One technique as it enters a comparison.
+
+    Attributes:
+        id: catalogue id, or the class name in lower case where there is none.
+        method: class name; None for the baseline.
+        settings: what the user fixed.
+        knob: the hyper-parameter to choose on validation data, if any.
+        candidates: its values, the default first.
+    """
+
+    id: str
+    method: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    knob: str | None = None
+    candidates: tuple[Any, ...] = ()
+
+    @property
+    def cls(self) -> type[Method] | None:
+        """The method's class."""
+        return catalogue()[self.method] if self.method else None
+
+    def build(self, rows: int, classes: int | None, **chosen: Any) -> list[Method]:
+        """The methods of this row; fields named ``rows`` and ``classes`` are filled in where nobody gave them."""
+        if self.cls is None:
+            return []
+        facts = {"rows": rows, "classes": classes}
+        names = {f.name for f in fields_of(self.cls)}
+        known = {k: v for k, v in facts.items() if k in names and v is not None}
+        return [self.cls(**{**known, **self.settings, **chosen})]
+
+
+def baseline() -> Row:
+    """The plain row: no method; its knob is the learning rate."""
+    return Row(BASELINE, None, {}, "lr", BASELINE_RATES)
+
+
+def parse(text: str, tune: bool = True) -> list[Row]:
+    """Rows from ``--methods``: names, ids, families or ``all``, separated by commas; parameters after a colon.
+
+    ``elr,SAM:rho=0.2:adaptive=True,smoothness``. What the user fixes is not tuned.
+
+    Raises:
+        BadInput: for unknown names, parameters and illegal values.
+    """
+    rows: dict[str, Row] = {}
+    for part in (p.strip() for p in text.split(",")):
+        if not part:
+            continue
+        name, *settings = part.split(":")
+        if name.lower() == "all" or name.lower() in FAMILIES:
+            if settings:
+                raise BadInput(f"'{part}': parameters belong to one method, not to a family")
+            found = [
+                c for c in catalogue().values() if c.family == name.lower() or (name == "all" and c.family != "user")
+            ]
+            if not found:
+                raise BadInput(f"the family '{name}' has no methods yet")
+            new = [_row(cls, {}, tune) for cls in found]
+        elif name.lower() in {BASELINE, EARLY_STOPPING, "earlystopping"}:
+            continue  # always there
+        else:
+            try:
+                cls = find(name)
+            except RecipeError as error:
+                raise BadInput(str(error)) from None
+            new = [_row(cls, dict(_setting(cls, s) for s in settings), tune)]
+        for row in new:
+            key = row.id
+            while key in rows and rows[key].settings != row.settings:
+                key = f"{key}'"
+            rows.setdefault(key, dataclasses.replace(row, id=key))
+    rows.pop("earlystopping", None)
+    if not rows:
+        raise BadInput("no method to compare: name some, a family, or 'all' (`wellposed methods` lists them)")
+    return list(rows.values())
+
+
+def row_id(cls: type[Method]) -> str:
+    """What a row of this class is called: its paper's id, or the class name where another class has that already."""
+    sharing = [c for c in catalogue().values() if c.paper[:1] == cls.paper[:1]]
+    return cls.paper[0] if cls.paper and cls is sharing[0] else cls.__name__.lower()
+
+
+def not_applicable(row: Row, task: Task, rows: int) -> str | None:
+    """Why the row cannot run on this task, from its declarations alone; None if nothing speaks against it."""
+    cls = row.cls
+    if cls is None:
+        return None
+    if cls.targets is not None and task.target not in cls.targets:
+        return f"works with {' or '.join(sorted(cls.targets))} targets; here they are {task.target}"
+    try:
+        row.build(rows, task.classes)
+    except TypeError as error:
+        missing = re.findall(r"'(\w+)'", str(error).partition("argument")[2])
+        return f"needs {' and '.join(missing)}; give {row.id}:{':'.join(f'{m}=...' for m in missing)}"
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def recipe_of(row: Row, rows: int, classes: int | None, seed: int, **chosen: Any) -> Recipe:
+    """The recipe one run trains with."""
+    return Recipe(*row.build(rows, classes, **chosen), seed=seed)
+
+
+def _row(cls: type[Method], settings: dict[str, Any], tune: bool) -> Row:
+    knob, candidates = None, ()
+    for f in fields_of(cls) if tune else ():
+        grid = f.metadata.get("grid", ())
+        if grid and f.name not in settings:
+            knob, candidates = f.name, tuple(sorted(grid, key=lambda v: v != f.default))
+            break
+    return Row(row_id(cls), cls.__name__, settings, knob, candidates)
+
+
+def _setting(cls: type[Method], text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    names = [f.name for f in fields_of(cls) if f.init]
+    if not equals or name not in names:
+        raise BadInput(f"{cls.__name__} has no parameter '{name}'; write name=value with one of {', '.join(names)}")
+    try:
+        parsed = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        parsed = value
+    try:
+        required = {f.name: 2 for f in fields_of(cls) if f.default is dataclasses.MISSING and f.name != name}
+        cls(**{**required, name: parsed})
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{cls.__name__}: {error}") from None
+    return name, parsed
