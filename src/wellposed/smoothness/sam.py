@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from ..core import Method, Step, knob
+from ..core.norms import global_norm
 
 __all__ = ["SAM", "sam_perturbation"]
 
 
+@torch.no_grad()
 def sam_perturbation(
     grads: Mapping[str, Tensor], rho: float, weights: Mapping[str, Tensor] | None = None, eta: float = 0.01
 ) -> dict[str, Tensor]:
@@ -26,17 +28,24 @@ def sam_perturbation(
     Returns:
         rho g / (||g|| + 1e-12), norm over all parameters; Foret et al. 2021 (arXiv 2010.01412), Eq. 2 with p = 2.
     """
-    names, g = list(grads), tuple(grads.values())
-    if weights is None:
-        direction, measured = g, g
-    else:
-        t = torch._foreach_abs([weights[n] for n in names])
-        torch._foreach_add_(t, eta)
-        measured = torch._foreach_mul(t, g)
-        direction = torch._foreach_mul(t, measured)
-    norm = torch.linalg.vector_norm(torch.stack([n.float() for n in torch._foreach_norm(measured)]))
-    scale = rho / (norm + 1e-12)
-    return dict(zip(names, torch._foreach_mul(direction, scale), strict=True))
+    moved = {n: g.clone() for n, g in grads.items()}
+    _ascend(moved, rho, weights, eta)
+    return moved
+
+
+@torch.no_grad()
+def _ascend(grads: Mapping[str, Tensor], rho: float, weights: Mapping[str, Tensor] | None, eta: float) -> None:
+    """Turn gradients into the perturbation, in their own memory."""
+    g = list(grads.values())
+    scale = None
+    if weights is not None:
+        scale = torch._foreach_abs([weights[n] for n in grads])
+        torch._foreach_add_(scale, eta)
+        torch._foreach_mul_(g, scale)
+    norm = global_norm(g)
+    if scale is not None:
+        torch._foreach_mul_(g, scale)
+    torch._foreach_mul_(g, rho / (norm + 1e-12))
 
 
 class SAM(Method, paper="sam"):
@@ -57,7 +66,7 @@ class SAM(Method, paper="sam"):
         (whose rho is about ten times larger).
 
     Cost:
-        Two passes; one extra copy of the weights.
+        Two passes; one extra copy of the weights (adaptive: two).
 
     Reference:
         Foret, Kleiner, Mobahi, Neyshabur 2021, Sharpness-Aware Minimization for Efficiently Improving Generalization,
@@ -80,8 +89,10 @@ class SAM(Method, paper="sam"):
         compute()
         if self.rho == 0:
             return
-        weights = step.params() if self.adaptive else None
-        with step.moved(sam_perturbation(step.grads(), self.rho, weights, self.eta)):
+        grads = step.grads()  # computed anew below, so their memory may hold the perturbation
+        _ascend(grads, self.rho, step.params() if self.adaptive else None, self.eta)
+        with step.moved(grads):
+            del grads
             compute()
 
     def passes(self) -> float:
