@@ -156,7 +156,8 @@ def sample(techniques: int = len(TECHNIQUES), seeds: int = 10, epochs: int = 60)
     rows = [row(i, base, seeds, epochs, rng) for i in range(techniques)]
     for tied in rows[:2]:
         tied["tie_group"] = True
-    rows[1] |= {"verdict": "tied", "why": "cannot be told apart from ELR"}
+    for tied in rows[1:2]:
+        tied |= {"verdict": "tied", "why": "cannot be told apart from ELR"}
 
     stop = row(5, base, seeds, epochs, rng)
     stop |= {"id": "early-stopping", "name": "early stopping", "label": "early stopping", "family": "theory"}

@@ -69,7 +69,7 @@ def themed(svg: str) -> str:
     assert size is not None
     svg = re.sub(r"<svg[^>]*>", f'<svg viewBox="{size[1]}">', svg, count=1)
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = svg.replace("xlink:href", "href")
 
     def tag(match: re.Match[str]) -> str:

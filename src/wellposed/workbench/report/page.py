@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -73,7 +74,8 @@ def render(document: Document) -> str:
     )  # fmt: skip
     side = [name for name in METRICS if name in document["baseline"]["metrics"] and name != document["metric"]["name"]]
     return environment.get_template("page.html.j2").render(
-        d=document, n=n, dig=dig, verdicts=VERDICTS, sections=CARD, css=Markup(css), script=Markup(script),
+        d=document, n=n, dig=dig, arxiv=_arxiv, verdicts=VERDICTS, sections=CARD, css=Markup(css),
+        script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         lede=list(_lede(document, n)), stats=list(_stats(document, n)), facts=list(_facts(document)),
         tied=bool(ties(document)), shown=[word for word in VERDICTS if word in {r["verdict"] for r in gained}],
@@ -97,6 +99,12 @@ def write(document: Document, path: str | os.PathLike[str]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _arxiv(row: Row) -> str | None:
+    """The arXiv id of the row's paper, if it looks like one."""
+    id = str(dig(row, "paper", "arxiv"))
+    return id if re.fullmatch(r"(\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7})(v\d+)?", id) else None
 
 
 def _winner(document: Document) -> Row | None:
@@ -246,7 +254,7 @@ def _cells(row: Row, n: Numbers, side: list[str]) -> list[Cell]:
     gain, last, selected = row["gain"], dig(row, "last", "value"), dig(row, "selected", "value")
     beyond, epoch = dig(row, "beyond_early_stopping", "gain"), dig(row, "selected", "epoch")
     if gain is None:
-        return [Cell(row["verdict"], row["verdict"], text=True), *[Cell()] * (10 + len(side))]
+        return [Cell(row["verdict"], row["verdict"], text=True), *[Cell()] * (9 + len(side))]
     metrics = [(name, dig(row, "metrics", name, "value")) for name in side]
     costs = zip(_costs(row, n), ("time", "memory", "passes"), strict=True)
     return [

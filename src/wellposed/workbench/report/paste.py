@@ -57,11 +57,8 @@ def _assignment(recipe: str) -> list[str]:
     line = f"recipe = {ast.unparse(called)}"
     if len(line) <= WIDTH:
         return [line]
-    return [
-        f"recipe = {ast.unparse(called.func)}(",
-        *(f"    {ast.unparse(method)}," for method in called.args),
-        ")",
-    ]
+    parts = [*called.args, *called.keywords]
+    return [f"recipe = {ast.unparse(called.func)}(", *(f"    {ast.unparse(part)}," for part in parts), ")"]
 
 
 class _InPackage(ast.NodeTransformer):
