@@ -50,8 +50,8 @@ class Denoise(Task):
             ``"flow"``: alpha = 1 - t, sigma = t (Liu et al. 2022, Rectified Flow, arXiv 2209.03003, Eq. 1, with the
             ends of time exchanged).
         weighting: ``"simple"``: w = 1 on whatever is predicted. ``"min-snr"``: min(SNR, gamma) / SNR on the error of
-            the noise (Hang et al. 2023, arXiv 2303.09556, section 3.4). A function (B,) -> (B,) of log SNR: its value weighs
-            the error of the noise. The two latter give the same loss whatever is predicted:
+            the noise (Hang et al. 2023, arXiv 2303.09556, section 3.4). A function (B,) -> (B,) of log SNR: its
+            value weighs the error of the noise. The two latter give the same loss whatever is predicted:
             ``lambda log_snr: torch.exp(-log_snr / 2)`` is Yu et al. 2023, arXiv 2310.08442. SNR = alpha^2 / sigma^2,
             its logarithm held within [-20, 20].
         steps: number of times of the discrete schedules; at least 1.
@@ -134,25 +134,23 @@ class Denoise(Task):
         if prediction.shape != x.shape:
             raise ValueError(f"Denoise: the prediction has shape {tuple(prediction.shape)}, x has {tuple(x.shape)}")
         alpha, sigma = self.levels(batch["t"], x)
-        # the target is a x + b noise; an error of it is alpha / (a sigma - b alpha) times that error of the noise
-        zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
-        a, b = {
-            "epsilon": (zero, one),
-            "x0": (one, zero),
-            "v": (-sigma, alpha),
-            "velocity": (-one, one),
+        log_snr = (2 * (alpha.log() - sigma.log())).clamp(-20, 20)
+        # what is asked for, and how its squared error becomes that of the noise at the same x_t
+        target, share = {
+            "epsilon": (noise, torch.ones_like(alpha)),
+            "x0": (x, log_snr.exp()),
+            "v": (alpha * noise - sigma * x, (alpha / (alpha**2 + sigma**2)) ** 2),
+            "velocity": (noise - x, (alpha / (alpha + sigma)) ** 2),
         }[self.predict]
-        rows = self.reduce((prediction - (a * x + b * noise)).square(), batch)
+        rows = self.reduce((prediction - target).square(), batch)
         if self.weighting == "simple":
             return rows
-        log_snr = (2 * (alpha.log() - sigma.log())).clamp(-20, 20).flatten()
+        log_snr, share = log_snr.flatten(), share.flatten()
         if callable(self.weighting):
             weight = self.weighting(log_snr)
         else:
             weight = (math.log(self.gamma) - log_snr).clamp(max=0).exp()
-        if self.predict == "x0":  # alpha / sigma, which the limits on log SNR keep finite
-            return weight * log_snr.exp() * rows
-        return weight * (alpha / (a * sigma - b * alpha)).square().flatten() * rows
+        return weight * share * rows
 
     def __repr__(self) -> str:
         return f"Denoise({self.predict!r}, {self.schedule!r}, weighting={self.weighting!r}, steps={self.steps})"

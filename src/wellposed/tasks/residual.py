@@ -35,7 +35,8 @@ class Residual(Task):
     equal the large batch where the boundary points are split in the same proportion as the inner ones.
 
     Points require a gradient when the functions see them, so derivatives come from ``torch.autograd.grad`` with
-    ``create_graph=True``, or from ``laplacian``. Do not compile the model: ``torch.compile`` cannot differentiate twice.
+    ``create_graph=True``, or from ``laplacian``. Leave such a model uncompiled: ``torch.compile`` cannot differentiate
+    twice.
     Raissi, Perdikaris, Karniadakis 2017, Physics Informed Deep Learning (Part I), arXiv 1711.10561, Eq. 4.
 
     Args:
