@@ -35,17 +35,26 @@ def paired_interval(diffs: ArrayLike, level: float = 0.95, corrected: float = 0.
     Raises:
         ValueError: fewer than 2 differences, one of them not finite, or level or corrected out of range.
     """
-    d = np.asarray(diffs, dtype=np.float64)
-    if d.ndim != 1 or len(d) < 2 or not np.isfinite(d).all():
-        raise ValueError(f"an interval needs at least 2 finite paired differences; these are {d.tolist()}")
     if not 0 < level < 1 or not 0 <= corrected < math.inf:
         raise ValueError(f"level must lie in (0, 1) and corrected be >= 0; got {level} and {corrected}")
-    n, mean = len(d), float(d.mean())
-    sd = (
-        float(d.std(ddof=1)) if np.ptp(d) else 0.0
-    )  # rounding of the mean must not give a constant row a width
+    n, mean, sd = moments(diffs)
     half = _quantile((1 + level) / 2, n - 1) * sd * math.sqrt(1 / n + corrected)
     return mean - half, mean + half
+
+
+def moments(diffs: ArrayLike) -> tuple[int, float, float]:
+    """Number, mean and standard deviation (n - 1) of at least 2 finite paired differences, shape (seeds,).
+
+    Plain floats: seeds are few, and the sum is exact, so a constant row has sd 0 and not rounding noise.
+    """
+    d = np.asarray(diffs, dtype=np.float64)
+    values: list[float] = d.tolist()
+    if d.ndim != 1 or len(values) < 2 or not all(map(math.isfinite, values)):
+        raise ValueError(f"paired seeds: needs at least 2 finite differences in one list; got {values}")
+    if min(values) == max(values):
+        return len(values), values[0], 0.0
+    mean = math.fsum(values) / len(values)
+    return len(values), mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
 def bca_interval(diffs: ArrayLike, level: float = 0.95, resamples: int = 4999) -> Interval:
@@ -126,11 +135,10 @@ def needed_seeds(diffs: ArrayLike, alpha: float = ALPHA, cap: int = 1000) -> int
     Returns:
         The total number of seeds, in [2, cap]; None when the observed mean is not positive.
     """
-    d = np.asarray(diffs, dtype=np.float64)
-    if d.mean() <= 0:
+    _, mean, sd = moments(diffs)
+    if mean <= 0:
         return None
-    ratio = d.std(ddof=1) / d.mean()
-    enough = _bound_factors(alpha, cap) * ratio < 1
+    enough = _bound_factors(alpha, cap) * sd < mean
     return 2 + int(enough.argmax()) if enough.any() else cap
 
 
