@@ -95,9 +95,9 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder of runs and results. Default: .wellposed/<name>.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the results document on stdout.")] = False,
     strict: Annotated[bool, typer.Option(help="Exit 4 if nothing is decided, 5 if a row failed.")] = False,
-    show_all: Annotated[bool, typer.Option("--all", help="Show every row in the table.")] = True,
+    show_all: Annotated[bool, typer.Option("--all", help="Show the rows that a race dropped, too.")] = False,
 ) -> None:
-    """Train with and without each technique on the same seeds; say which help, how sure that is, and what each costs."""
+    """Train with and without each technique on the same seeds: which help, how sure is that, what does each cost?"""
     from .workbench.compare import Request
     from .workbench.compare import compare as run
 
@@ -108,13 +108,13 @@ def compare(
         command=" ".join(["wellposed", *map(_quote, sys.argv[1:])]),
     )  # fmt: skip
     console = talk()
-    document = run(request, console)
+    document, folder = run(request, console)
     if json_:
         print(json.dumps(document, indent=1, sort_keys=True))
     else:
         from .workbench.table import print_table
 
-        print_table(document, Console(highlight=False), all=show_all)
+        print_table(document, Console(highlight=False), all=show_all, out=folder)
     if strict:
         verdicts = {row["verdict"] for row in document["rows"]}
         if "failed" in verdicts:
@@ -169,11 +169,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with one of the codes above; bad input never shows a traceback."""
     from .core import RecipeError
     from .workbench.errors import BadInput
+    from .workbench.protocol import ProtocolError
 
     code: Any = 0
     try:
         code = app(args=arguments, standalone_mode=False) or 0
-    except (BadInput, RecipeError) as error:
+    except (BadInput, RecipeError, ProtocolError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except OSError as error:

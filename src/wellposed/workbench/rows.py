@@ -16,7 +16,7 @@ from .errors import BadInput
 BASELINE = "baseline"
 EARLY_STOPPING = "early-stopping"
 BASELINE_RATES = (1.0, 0.5, 2.0)
-"""Multiples of the learning rate among which the baseline is tuned, so that nothing is tuned against an untuned rival."""
+"""Multiples of the learning rate among which the baseline is tuned: nothing is tuned against an untuned rival."""
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def run(setting: Setting, row: rows.Row, seed: int, chosen: dict[str, Any] | Non
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, chunk: int = 4096) -> Tensor:
     """Outputs (logits or values) for all of ``x``."""
-    return torch.cat([logits_of(model(part)) for part in x.split(chunk)])
+    return torch.cat([logits_of(model(part)) for part in torch.split(x, chunk)])
 
 
 def measure(model: nn.Module, data: Data, split: Split, x: Tensor, y: Tensor) -> dict[str, float]:
