@@ -79,6 +79,7 @@ def row(index: int, base: float, seeds: int, epochs: int, rng: np.random.Generat
         "value": value,
         "gain": gain,
         "interval": [low, high],
+        "interval_new_data": [low - (high - low) / 2, high + (high - low) / 2],
         "sd": sd,
         "p": 0.001 if low > 0.6 else 0.31,
         "verdict": verdict,
@@ -96,7 +97,7 @@ def row(index: int, base: float, seeds: int, epochs: int, rng: np.random.Generat
         "metrics": {
             "accuracy": measured(value, gain, high - gain),
             "nll": measured(1.4 - gain / 35, gain / 35, 0.06),
-            "ece": measured(0.12 + gain / 200, -gain / 200, 0.02),
+            "ece": measured(12 + gain / 2, -gain / 2, 2.0),
             "noise_accuracy": measured(48 + 1.1 * gain, 1.1 * gain, 2.2),
             "fitted_wrong": measured(74 - 2.3 * gain, 2.3 * gain, 3.1),
         },
@@ -218,6 +219,7 @@ def sample(techniques: int = len(TECHNIQUES), seeds: int = 10, epochs: int = 60)
             "steps": 900,
             "worth": None,
             "not_applicable": [{"id": "upgrad", "why": 'needs two losses; the task gives one ("loss")'}],
+            "setting": {"data": "digits", "model": None, "lr": 2e-3, "batch_size": 32},
             "tuning": {"seeds": [100, 101], "runs": 60},
         },
         "population": "The intervals speak of new data of this kind: another split, other wrong labels, other weights.",
@@ -226,7 +228,7 @@ def sample(techniques: int = len(TECHNIQUES), seeds: int = 10, epochs: int = 60)
             "sd": 4.8,
             "last": base,
             "selected": base + 18.5,
-            "metrics": {"accuracy": base, "nll": 1.4, "ece": 0.12, "noise_accuracy": 48.0, "fitted_wrong": 74.0},
+            "metrics": {"accuracy": base, "nll": 1.4, "ece": 12.0, "noise_accuracy": 48.0, "fitted_wrong": 74.0},
             "curves": {
                 "epoch": list(range(1, epochs + 1)),
                 "train": curve(18, 60, 93, 20, epochs),

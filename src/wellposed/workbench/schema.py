@@ -75,6 +75,26 @@ _CURVES = _or_null(
 _SEEDS = _list({"type": "integer"}, "seeds; a seed fixes split, initialisation, batches and noise of every row")
 _WHY_NOT = _object("a technique that does not apply", {"id": _text("its id"), "why": _text("the reason, a sentence")})
 
+_TUNED = _or_null(
+    _object(
+        "the parameter chosen on validation data",
+        {
+            "field": _text("its name"),
+            "value": _or_null(_number("the chosen value")),
+            "candidates": _list(
+                _object(
+                    "a value that was tried",
+                    {
+                        "value": _or_null(_number("the value")),
+                        "score": _or_null(_number("its score on validation data")),
+                    },
+                ),
+                "all values tried",
+            ),
+        },
+    )
+)
+
 _ROW = _object(
     "a technique (or the early-stopping reference) and everything measured of it",
     {
@@ -114,6 +134,7 @@ _ROW = _object(
         "recipe": _text("Python expression of the recipe"),
     },
     {
+        "interval_new_data": _interval("the interval widened to new data of this kind (Nadeau and Bengio 2003)"),
         "sd": _or_null(_number("standard deviation of the paired difference over the seeds", minimum=0)),
         "needed_seeds": _or_null(_count("seeds that would decide an undecided row")),
         "round": _text("the part of the protocol the gain comes from"),
@@ -129,16 +150,7 @@ _ROW = _object(
                     {"id": _text("catalogue id"), "arxiv": _or_null(_text("arXiv id")),
                      "year": _or_null(_count("year of publication"))})
         ),
-        "tuned": _or_null(
-            _object(
-                "the parameter chosen on validation data",
-                {"field": _text("its name"), "value": _or_null(_number("the chosen value")),
-                 "candidates": _list(
-                     _object("a value that was tried", {"value": _or_null(_number("the value")),
-                                                       "score": _or_null(_number("the metric on validation data"))}),
-                     "all values tried")},
-            )
-        ),
+        "tuned": _TUNED,
         "curves": _CURVES,
         "card": _or_null(
             _mapping(
@@ -198,6 +210,10 @@ RESULTS_SCHEMA: Schema = {
                     "not_applicable": _list(_WHY_NOT, "techniques left out, with the reason"),
                 },
                 {
+                    "setting": _mapping(
+                        {"type": ["string", "integer", "number", "boolean", "null"]},
+                        "what all runs share: data, model, epochs, batch_size, lr, metric and the like",
+                    ),
                     "minutes": _or_null(_number("planned minutes", minimum=0)),
                     "budget_minutes": _or_null(_number("minutes allowed", minimum=0)),
                     "worth": _or_null(_number("smallest gain worth having", minimum=0)),
@@ -214,7 +230,7 @@ RESULTS_SCHEMA: Schema = {
                     "selected": _or_null(_number("mean of the metric at the epochs that validation data choose")),
                     "metrics": _mapping({"type": ["number", "null"]}, "side metrics by name"),
                 },
-                {"curves": _CURVES},
+                {"curves": _CURVES, "tuned": _TUNED},
             ),
             "rows": _list(_ROW, "the rows; always one with id `early-stopping`"),
             "winner": _or_null(

@@ -74,8 +74,8 @@ def render(document: Document) -> str:
     )  # fmt: skip
     side = [name for name in METRICS if name in document["baseline"]["metrics"] and name != document["metric"]["name"]]
     return environment.get_template("page.html.j2").render(
-        d=document, n=n, dig=dig, arxiv=_arxiv, verdicts=VERDICTS, sections=CARD, css=Markup(css),
-        script=Markup(script),
+        d=document, title=_sentences(document)[0], n=n, dig=dig, arxiv=_arxiv, verdicts=VERDICTS,
+        sections=CARD, css=Markup(css), script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         lede=list(_lede(document, n)), stats=list(_stats(document, n)), facts=list(_facts(document)),
         tied=bool(ties(document)), shown=[word for word in VERDICTS if word in {r["verdict"] for r in gained}],
@@ -112,7 +112,15 @@ def _winner(document: Document) -> Row | None:
     return next((row for row in document["rows"] if row["id"] == id), None)
 
 
+def _sentences(document: Document) -> tuple[str, str]:
+    """The first sentence of the headline, and the others."""
+    first, _, rest = re.sub(r"(?<=\w\.) (?=[A-Z0-9])", "\n", document["headline"], count=1).partition("\n")
+    return first, rest
+
+
 def _lede(document: Document, n: Numbers) -> Iterator[str]:
+    if rest := _sentences(document)[1]:
+        yield rest
     group = ties(document)
     if group:
         names = [f"{row['label']} ({n.ratio(dig(row, 'cost', 'time'), '×') or 'cost unknown'})" for row in group]
@@ -152,6 +160,9 @@ def _facts(document: Document) -> Iterator[tuple[str, str]]:
     yield "Noise", "; ".join([*noise, *([f"inputs: {data['corrupt']}"] if data["corrupt"] else [])]) or "none added"
     length = f"{plan['epochs']:,} epochs, {plan['steps']:,} steps"
     yield "Model", f"{model['name']}, {model['parameters']:,} weights; {length}"
+    setting = plan.get("setting")
+    if dig(setting, "lr") and dig(setting, "batch_size"):
+        yield "Training", f"AdamW, learning rate {setting['lr']:g}, {setting['batch_size']:,} rows in a step"
     better = "higher" if metric["direction"] == "max" else "lower"
     yield "Metric", f"{metric['name']} on test data{', percent' if metric['unit'] else ''}; {better} is better"
     seeds = f"{len(plan['seeds'])} paired: {_span(plan['seeds'])}"
@@ -289,6 +300,8 @@ def _measured(row: Row, n: Numbers) -> Iterator[tuple[str, str]]:
         yield "Beyond early stopping", shown + ("" if p is None else f", p {n.p(p)}")
     if row.get("round") and row["verdict"] == "dropped":
         yield "Measured in", f"{row['round']}, {row['seeds']} seeds"
+    if row.get("interval_new_data"):
+        yield "For new data", f"95 % {n.interval(row['interval_new_data'])}, widened to speak of new data of this kind"
     flops = dig(row, "cost", "flops")
     if flops is not None:
         yield "Operations", f"{n.ratio(flops, '×')} the baseline's"

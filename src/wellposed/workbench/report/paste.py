@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from wellposed.workbench.report.words import Document
+from wellposed.workbench.report.words import Document, dig
 
 WIDTH = 88
 
@@ -18,10 +18,11 @@ def snippet(document: Document) -> str:
     if winner is None:
         raise ValueError("this comparison has no winner, so there is no recipe to paste; run more seeds")
     row = next(row for row in document["rows"] if row["id"] == winner["id"])
-    return loop(row["recipe"], document["data"], document["plan"]["epochs"], document["headline"])
+    rate = dig(document["plan"], "setting", "lr") or 2e-3
+    return loop(row["recipe"], document["data"], document["plan"]["epochs"], rate, document["headline"])
 
 
-def loop(recipe: str, data: dict[str, object], epochs: int, remark: str = "") -> str:
+def loop(recipe: str, data: dict[str, object], epochs: int, rate: float, remark: str = "") -> str:
     """The loop for the `repr` of a recipe and the facts of a task (`task` and `classes` in `data`)."""
     task = {"classification": f"wp.Classify(classes={data['classes']})", "regression": "wp.Regress()",
             "language": "wp.NextToken()"}[str(data["task"])]  # fmt: skip
@@ -33,7 +34,7 @@ def loop(recipe: str, data: dict[str, object], epochs: int, remark: str = "") ->
         *([f"# {note if len(note) < WIDTH else note[: WIDTH - 3].rsplit(' ', 1)[0] + ' ...'}"] if note else []),
         *_assignment(recipe),
         f"recipe.attach(model, {task}, steps={epochs} * len(loader))",
-        "optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)  # or your own",
+        f"optimizer = torch.optim.AdamW(model.parameters(), lr={rate:g}, weight_decay=0.0)  # or your own",
         "",
         f"for epoch in range({epochs}):",
         "    for x, y, index in loader:  # index: the row number of each sample",

@@ -132,12 +132,12 @@ class Numbers:
         return "" if p is None else f"{p:.3f}" if p >= 0.001 else "<.001"
 
     def metric(self, name: str, value: float | None) -> str:
-        """A value of one of the side metrics: accuracies in points, everything else with two or three digits."""
+        """A value of a side metric: percentages with one decimal, everything else with two or three digits."""
         if value is None:
             return ""
         return self._sign(
             f"{value:.1f}"
-            if name.endswith(("accuracy", "fitted_wrong"))
+            if name.endswith(("accuracy", "fitted_wrong", "ece"))
             else f"{value:.3g}"
             if value >= 10
             else f"{value:.2f}"
