@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import warnings
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -77,12 +78,25 @@ class _Recorder:
             run.current.taps[self.name] = output
 
 
+def window_of(given: Any) -> list[Batch]:
+    """The microbatches of one update as a list; refuses what is no batch."""
+    window = list(given) if isinstance(given, Iterable) else [given]
+    if not window:
+        raise ValueError("step needs a batch or a non-empty list of microbatches, got an empty list")
+    for raw in window:
+        if not isinstance(raw, Mapping):
+            raise TypeError(
+                f"a batch is a mapping of names to tensors such as {{'x': ..., 'y': ...}}, got a {type(raw).__name__}"
+            )
+    return window
+
+
 def warn_inexact(name: str) -> None:
     """Said once per recipe: a term that couples samples cannot see across microbatches."""
     warnings.warn(
         f"{name} couples the samples of a batch; over several microbatches it is the mean of their terms, "
         "not the term of the large batch",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 
@@ -84,19 +85,31 @@ def is_stochastic(model: nn.Module) -> bool:
 @contextmanager
 def replayed(seed: int, device: torch.device) -> Iterator[None]:
     """The global generators start from ``seed`` inside and are put back afterwards."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+    cuda = device.type == "cuda"
+    kept = torch.get_rng_state()
+    on_device = torch.cuda.get_rng_state(device) if cuda else None
+    torch.default_generator.manual_seed(seed)
+    if cuda:
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    try:
         yield
+    finally:
+        torch.set_rng_state(kept)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, device)
 
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Normalise by the batch as in training, but leave running statistics and power iterations alone."""
     norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    instance = [(m, m.momentum) for m in norms if isinstance(m, _InstanceNorm)]  # these write whatever the flag says
     spectral = [m for m in model.modules() if isinstance(m, _SpectralNorm) and m.training]
     for n in norms:
         n.track_running_stats = False
+    for i, _ in instance:
+        i.momentum = 0.0
     for s in spectral:
         s.training = False
     try:
@@ -104,5 +117,7 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for n in norms:
             n.track_running_stats = True
+        for i, momentum in instance:
+            i.momentum = momentum
         for s in spectral:
             s.training = True

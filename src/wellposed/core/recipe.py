@@ -24,7 +24,6 @@ from .parallel import bare, frozen_statistics, is_stochastic, rank, replayed, sy
 from .step import Step
 from .task import Batch, Task, batch_size, weighted_mean
 
-
 NOTHING = nullcontext()
 
 
@@ -110,6 +109,10 @@ class Recipe(nn.Module):
         """
         if self.attached:
             raise RecipeError("the recipe is attached already; call detach() first")
+        if not isinstance(model, nn.Module):
+            raise RecipeError(f"the model must be a torch.nn.Module, got {model!r}")
+        if steps is not None and steps < 1:
+            raise RecipeError(f"steps is the number of updates to come, at least 1; got {steps}")
         core = bare(model)
         first = next(core.parameters(), None)
         self.__dict__.update(  # not registered: the model's weights are not the recipe's state
@@ -118,7 +121,8 @@ class Recipe(nn.Module):
             undistributed=model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model,
         )  # fmt: skip
         self._hooks = attaching.attach(self, core, task, example)
-        self._stochastic = is_stochastic(core) or is_stochastic(self)
+        several = any(m.passes() > 1 for m in self.listed)  # then even noise that shows in no module must repeat
+        self._stochastic = several or is_stochastic(core) or is_stochastic(self)
         self._simple = not self._stochastic and not isinstance(model, nn.parallel.DistributedDataParallel)
         self.attached = True
         return self
@@ -142,7 +146,7 @@ class Recipe(nn.Module):
             hook.remove()
         for m in reversed(self.listed):
             m.teardown(self.bare)
-        self.attached, self._hooks = False, []
+        self.attached, self._hooks, self._run = False, [], _Run()
         return self.bare
 
     def finish(self) -> nn.Module:
@@ -155,7 +159,8 @@ class Recipe(nn.Module):
     def evaluating(self) -> Iterator[nn.Module]:
         """Inside, the model is in eval mode and holds the weights that ``finish`` would ship."""
         self._require_attached()
-        shipped, state, was = self._shipped(), self.bare.state_dict(), self.bare.training
+        shipped, state = self._shipped(), self.bare.state_dict()
+        modes = [(m, m.training) for m in self.bare.modules()]  # a part of the model may be in eval mode for good
         kept = {k: state[k].detach().clone() for k in shipped}
         self.bare.load_state_dict(shipped, strict=False)
         self.bare.eval()
@@ -164,7 +169,8 @@ class Recipe(nn.Module):
                 yield self.bare
         finally:
             self.bare.load_state_dict(kept, strict=False)
-            self.bare.train(was)
+            for module, mode in modes:
+                module.training = mode
 
     def _shipped(self) -> dict[str, Tensor]:
         shipped: dict[str, Tensor] = {}
@@ -191,12 +197,11 @@ class Recipe(nn.Module):
 
         Raises:
             NonFiniteError: if a term is NaN or infinite.
+            TypeError: if a batch is no mapping.
+            ValueError: if there is no batch, or no sample in it.
         """
         self._require_attached()
-        if isinstance(window, Mapping):
-            window = (window,)
-        elif not window:
-            raise ValueError("step needs a batch or a non-empty list of microbatches, got an empty list")
+        window = [window] if isinstance(window, Mapping) else attaching.window_of(window)
         step = self._begin(optimizer, progress)
         compute: Callable[[], None] = partial(self._accumulate, window, step)
         for m in reversed(self._on["gradient"]):
@@ -225,39 +230,53 @@ class Recipe(nn.Module):
         step.optimizer.zero_grad()
         step.first = step.computes == 0
         step.computes += 1
-        sizes = [self._size(raw) for raw in window] if len(window) > 1 or world_size() > 1 else [1.0]
-        total, local = world_mean(sum(sizes), self.device), sum(sizes)
-        last = len(window) - 1
-        step.alone = not last and world_size() == 1
-        if last and not self._run.warned:
-            self._run.warned = True
-            for m in self._on["penalty"]:
-                if m.scope == "batch":
-                    attaching.warn_inexact(self.names[m])
+        last, ranks = len(window) - 1, world_size()
+        step.alone = not last and ranks == 1
+        if step.alone:
+            shares = [(1.0, 1.0)]
+        else:
+            sizes = [self._size(raw) for raw in window]
+            local = sum(sizes) or 1.0  # a window of nothing but padding
+            total = world_mean(local, self.device)
+            shares = [(size / total, size / local) for size in sizes]
+        if last:
+            self._warn_inexact()
         for step.micro, raw in enumerate(window):
-            share, local_share = sizes[step.micro] / total, sizes[step.micro] / local
             if self._simple and step.first:
-                self._backward(raw, step, share, local_share)
+                self._backward(raw, step, *shares[step.micro])
                 continue
             with (
                 sync(self.model, step.micro == last),
                 nullcontext() if step.first else frozen_statistics(self.bare),
                 self.noise(step),
             ):
-                self._backward(raw, step, share, local_share)
+                self._backward(raw, step, *shares[step.micro])
         if self.scaler:
             self._rescale(step.optimizer, 1 / self.scaler.get_scale())
 
+    def _warn_inexact(self) -> None:
+        """Say once that terms of coupled samples do not see across microbatches."""
+        if not self._run.warned:
+            self._run.warned = True
+            for m in self._on["penalty"]:
+                if m.scope == "batch":
+                    attaching.warn_inexact(self.names[m])
+
     def _backward(self, raw: Batch, step: Step, share: float, local: float) -> None:
-        objective = self._objective(raw, step, self.model, share, local)
+        objective = self._objective(raw, step, self.model, share, local, once=step.micro == 0)
         torch.autograd.backward(self.scaler.scale(objective) if self.scaler else objective)
 
     def _size(self, raw: Batch) -> float:
         weight = self.task.weight(raw)
         return float(batch_size(raw)) if weight is None else float(weight.sum())
 
-    def _objective(self, raw: Batch, step: Step, model: nn.Module, share: float, local: float) -> Tensor:
-        """The objective of one microbatch that holds ``share`` of the update's samples (``local``: of this rank's)."""
+    def _objective(
+        self, raw: Batch, step: Step, model: nn.Module, share: float, local: float, once: bool = True
+    ) -> Tensor:
+        """The objective of one microbatch.
+
+        It holds ``share`` of the update's samples (``local``: of this rank's); ``once``: and the terms of ``"params"``.
+        """
         on, task, batch = self._on, self.task, raw
         step.taps.clear()
         for m in on["batch"]:
@@ -276,40 +295,42 @@ class Recipe(nn.Module):
                 mean = weighted_mean(rows, weight)
             else:  # nobody asks for the single samples: the task may use a fused mean
                 rows = mean = task.mean_loss(out, batch)
-            parts = [("task", mean, share)]
-            summands = [] if step.weigh else [(mean, share)]
+            terms = {"task": _times(mean, share)}
+            apart = []  # the terms that are not in the rows
             for m in on["penalty"]:
                 strength = step.at(m.strength)
-                if strength == 0 or (m.scope == "params" and step.micro):
+                if strength == 0 or (m.scope == "params" and not once):
                     continue
                 term = m.penalty(step)
                 if term is None:
                     continue
                 term = strength * term
-                if m.scope == "sample" and term.ndim:
-                    if step.weigh:
-                        rows = rows + term
-                    term = weighted_mean(term, weight)
-                    weighed = step.weigh is not None
-                else:
-                    term, weighed = (term.mean() if term.ndim else term), False
-                factor = {"sample": share, "batch": local, "params": 1.0}[m.scope]
-                parts.append((self.names[m], term, factor))
-                if not weighed:
-                    summands.append((term, factor))
-            if step.weigh:
-                summands.append(((step.weigh(rows) * rows).sum(), share))
-            objective = _times(*summands[0])
-            for term, factor in summands[1:]:
-                objective = objective + _times(term, factor)
+                in_rows = step.weigh is not None and m.scope == "sample" and term.ndim > 0
+                if in_rows:
+                    rows = rows + term
+                term = weighted_mean(term, weight if m.scope == "sample" else None)
+                terms[self.names[m]] = term = _times(term, {"sample": share, "batch": local, "params": 1.0}[m.scope])
+                if not in_rows:
+                    apart.append(term)
+            objective = _times((step.weigh(rows) * rows).sum(), share) if step.weigh else terms["task"]
+            for term in apart:
+                objective = objective + term
+        if self.check and not math.isfinite(objective.item()):
+            self._explain_failure(terms, objective, step)
         if step.first:
-            for name, term, factor in parts:
-                step.log(name, _times(term.detach(), factor))
-            step.log("total", objective.detach())
-            if self.check and not math.isfinite(objective.item()):
-                bad = [(n, t.item()) for n, t, _ in parts if not math.isfinite(t.item())]
-                raise NonFiniteError(self.count, *(bad or [("total", objective.item())])[0])
+            for name, term in terms.items():
+                step.log(name, term)
+            step.log("total", objective)
         return step.edit(objective) if step.edit else objective
+
+    def _explain_failure(self, terms: dict[str, Tensor], objective: Tensor, step: Step) -> None:
+        """Raise NonFiniteError, unless an overflow that the scaler will find has just moved the weights."""
+        if self.scaler and not step.first and not all(p.isfinite().all() for p in step.params().values()):
+            return
+        if any(isinstance(v, Tensor) and v.ndim and not len(v) for v in step.batch.values()):
+            raise ValueError("the batch holds no samples; leave empty batches out")
+        bad = [(n, t.item()) for n, t in terms.items() if not math.isfinite(t.item())]
+        raise NonFiniteError(self.count, *(bad or [("total", objective.item())])[0])
 
     def _rescale(self, optimizer: torch.optim.Optimizer, factor: float) -> None:
         grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
@@ -344,8 +365,13 @@ class Recipe(nn.Module):
                 f"{names} acts around the gradient, which objective() cannot: step with recipe.optimizer(optimizer) "
                 "and a closure, or use recipe.step"
             )
+        attaching.window_of([batch])
         step = self._run.current or self._begin(None, progress)
+        if progress is not None:
+            step.progress = progress
         step.micro, self._run.micro = self._run.micro, self._run.micro + 1
+        if step.micro:
+            self._warn_inexact()
         with nullcontext() if step.first else frozen_statistics(self.bare), self.noise(step):
             return self._objective(batch, step, model, 1.0, 1.0)
 
@@ -367,6 +393,10 @@ class Recipe(nn.Module):
         from .wrapper import RecipeOptimizer
 
         self._require_attached()
+        if self.scaler:
+            raise RecipeError(
+                "a GradScaler given to attach() scales inside recipe.step, not in somebody else's closure"
+            )
         self._run.wrapped = True
         return RecipeOptimizer(self, optimizer)
 
@@ -434,13 +464,13 @@ class Recipe(nn.Module):
 
         return to_toml(self)
 
-    def get_extra_state(self) -> dict[str, int]:
-        """The count of updates: with the methods' buffers all that resuming needs."""
-        return {"count": self.count}
+    def get_extra_state(self) -> Tensor:
+        """The count of updates: with the methods' buffers all that resuming needs. A tensor, for any file format."""
+        return torch.tensor(self.count)
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Continue from ``state``."""
-        self._run.count = state["count"]
+        self._run.count = int(state)
 
     def __repr__(self) -> str:
         inside = [repr(m) for m in self.methods] + ([f"seed={self.seed}"] if self.seed else [])

@@ -64,6 +64,7 @@ class Step:
 
     def log(self, name: str, value: Tensor) -> None:
         """Add ``value``, detached, to the term ``name`` of this update."""
+        value = value.detach()
         self.terms[name] = self.terms[name] + value if name in self.terms else value
 
     def at(self, value: Scalar) -> float:

@@ -51,7 +51,10 @@ def weighted_mean(rows: Tensor, weight: Tensor | None) -> Tensor:
     """Mean over samples; scalars pass through."""
     if rows.ndim == 0:
         return rows
-    return rows.mean() if weight is None else (rows * weight).sum() / weight.sum()
+    if weight is None:
+        return rows.mean()
+    total = weight.sum()
+    return (rows * weight).sum() / total.where(total != 0, 1)  # nothing but padding weighs, and costs, nothing
 
 
 def batch_size(batch: Batch) -> int:

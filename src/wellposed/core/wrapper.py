@@ -61,9 +61,12 @@ class RecipeOptimizer(torch.optim.Optimizer):
         compute: Callable[[], None] = evaluate
         for m in reversed(recipe._on["gradient"]):
             compute = partial(m.gradient, compute, step)
-        compute()
-        for action in step.deferred.values():
-            action()
-        self.inner.step()
-        recipe.update()
+        try:
+            compute()
+            for action in step.deferred.values():
+                action()
+            self.inner.step()
+            recipe.update()
+        finally:
+            recipe._run.micro, recipe._run.current = 0, None
         return losses[0]
