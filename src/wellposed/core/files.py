@@ -79,9 +79,13 @@ def load_recipe(text: str) -> Recipe:
     """
     try:
         data = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+        return from_dict(data)
+    except RecipeError:
+        raise
     except ValueError as error:
         raise RecipeError(f"this is neither TOML nor JSON: {error}") from error
-    return from_dict(data)
+    except RecursionError:
+        raise RecipeError("this file is nested too deeply to be a recipe") from None
 
 
 def _plain(m: Any, name: str, value: Any) -> Any:
@@ -115,4 +119,4 @@ def _toml(value: Any) -> str:
         return "{" + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)

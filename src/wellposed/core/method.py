@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
 
@@ -95,6 +96,7 @@ class Method(nn.Module):
 
     def __post_init__(self) -> None:
         for field in fields_of(self):
+            check_kind(type(self).__name__, field, getattr(self, field.name))
             check_range(type(self).__name__, field, getattr(self, field.name))
         self.check()
 
@@ -167,6 +169,21 @@ class Method(nn.Module):
 def fields_of(method: Method | type[Method]) -> tuple[dataclasses.Field, ...]:
     """The hyper-parameters a method declares."""
     return dataclasses.fields(method)  # type: ignore[arg-type]
+
+
+def check_kind(owner: str, field: dataclasses.Field, value: Any) -> None:
+    """Raise ValueError where the value of a field annotated as a number or a switch is something else."""
+    kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    fits = {
+        "int": (isinstance(value, numbers.Integral) and number, "a whole number"),
+        "float": (number, "a number"),
+        "bool": (isinstance(value, bool), "True or False"),
+        "Scalar": (number or callable(value), "a number or a schedule"),
+    }
+    fine, wanted = fits.get(kind, (True, ""))
+    if not fine:
+        raise ValueError(f"{owner}: {field.name} must be {wanted}, got {value!r}")
 
 
 def check_range(owner: str, field: dataclasses.Field, value: Any) -> None:

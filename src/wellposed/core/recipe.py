@@ -7,6 +7,7 @@ Wrappers nest, first listed outermost (``gradient``).
 from __future__ import annotations
 
 import math
+import operator
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,7 +45,7 @@ class Recipe(nn.Module):
         seed: of all noise the methods draw.
 
     Raises:
-        RecipeError: if something listed is not a method, or is listed twice.
+        RecipeError: if something listed is not a method, or is listed twice, or the seed is no whole number.
     """
 
     model: nn.Module
@@ -66,7 +67,10 @@ class Recipe(nn.Module):
         if len(set(map(id, methods))) < len(methods):
             raise RecipeError("the same method object is listed twice; make two objects")
         self.methods = nn.ModuleList(methods)
-        self.seed, self.attached = seed, False
+        try:
+            self.seed, self.attached = int(operator.index(seed)), False
+        except TypeError:
+            raise RecipeError(f"the seed must be a whole number, got {seed!r}") from None
         self._run = _Run()
         total, seen = Counter(type(m).__name__ for m in methods), Counter[str]()
         self.names: dict[Method, str] = {}

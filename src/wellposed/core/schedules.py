@@ -6,6 +6,7 @@ Any callable ``progress -> float`` is a schedule; the classes here can also be p
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,8 +14,16 @@ from itertools import pairwise
 Scalar = float | Callable[[float], float]
 
 
+class _Schedule:
+    def __post_init__(self) -> None:
+        for value in vars(self).values():
+            for number in value if isinstance(value, tuple | list) else (value,):
+                if not isinstance(number, numbers.Real) or not math.isfinite(number):
+                    raise ValueError(f"{type(self).__name__} is made of finite numbers, got {number!r}")
+
+
 @dataclass(frozen=True)
-class Constant:
+class Constant(_Schedule):
     """``value`` throughout."""
 
     value: float
@@ -24,7 +33,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(_Schedule):
     """Straight line from ``start`` to ``stop``."""
 
     start: float
@@ -35,7 +44,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(_Schedule):
     """Half a cosine from ``start`` to ``stop``: flat at both ends."""
 
     start: float
@@ -46,7 +55,7 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class WarmUp:
+class WarmUp(_Schedule):
     """Linear rise from 0 to ``value`` over the first ``portion`` of training, then constant."""
 
     value: float
@@ -57,13 +66,14 @@ class WarmUp:
 
 
 @dataclass(frozen=True)
-class Steps:
+class Steps(_Schedule):
     """Piecewise constant: ``values[i]`` from ``milestones[i - 1]`` on; one more value than milestones."""
 
     values: tuple[float, ...]
     milestones: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_milestones(self.milestones, len(self.values) - 1)
 
     def __call__(self, progress: float) -> float:
@@ -71,7 +81,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class SineStages:
+class SineStages(_Schedule):
     """``values[0]`` until ``milestones[0]``, then half-sine ramps ending in ``values[i]`` at ``milestones[i]``.
 
     Continuous, with zero slope at every milestone. Song et al. 2024 (ProSparse, arXiv 2402.13516), Eq. 4.
@@ -81,6 +91,7 @@ class SineStages:
     milestones: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_milestones(self.milestones, len(self.values))
 
     def __call__(self, progress: float) -> float:
@@ -92,7 +103,7 @@ class SineStages:
 
 
 @dataclass(frozen=True)
-class Exponential:
+class Exponential(_Schedule):
     """Geometric growth from ``start`` to ``stop`` in ``stages`` equal stages (0: smooth).
 
     ``stages`` = number of epochs reproduces "multiply by eta after every epoch".
@@ -103,6 +114,7 @@ class Exponential:
     stages: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (self.start > 0 and self.stop > 0):
             raise ValueError(f"Exponential needs positive ends, got {self.start} and {self.stop}")
 
