@@ -53,7 +53,7 @@ class ELR(Method, paper="elr"):
     Args:
         rows: number of training examples; ``batch["index"]`` is in 0 ... rows - 1.
         classes: number of classes.
-        beta: memory of the running average, in [0, 1).
+        beta: memory of the running average, in [0, 1]; at 1 nothing is ever learned from, and the penalty is 0.
         strength: factor of the penalty.
     """
 
@@ -71,7 +71,9 @@ class ELR(Method, paper="elr"):
         self.memory = PerSample(self.rows, self.classes).to(next(model.parameters()).device)
 
     def penalty(self, step: Step) -> Tensor:
-        probs, index = F.softmax(step.out["logits"], -1).clamp(1e-4, 1 - 1e-4), step.batch["index"]
+        logits, index = step.out["logits"], step.batch["index"]
+        wide = torch.promote_types(logits.dtype, torch.float32)  # in bfloat16 1 - 1e-4 is 1, and log(1 - 1) infinite
+        probs = F.softmax(logits, -1, dtype=wide).clamp(1e-4, 1 - 1e-4)
         if step.first:
             now = probs.detach()
             now = now / now.sum(-1, keepdim=True)
