@@ -28,7 +28,7 @@ def decoupled_mixup_loss(logits: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
     Returns:
         -log phi_ab - log phi_ba, shape (B,), with phi_ab = exp(z_a) / sum_{c != b} exp(z_c); 0 where a = b, and always
-        with two classes. Liu et al. 2022 (arXiv 2203.10761), Eq. 6.
+        with two classes. Liu et al. 2022 (arXiv 2203.10761).
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     hidden = torch.stack([b, a]).unsqueeze(-1)  # the first copy competes without b, the second without a
@@ -54,7 +54,7 @@ def decoupled_mixup_bce(
 
     Returns:
         mean over classes of the binary cross-entropy with target h(lam) y_a + h(1 - lam) y_b, at most 1, where
-        h(s) = min(1, (s / xi)^t); shape (B,). Liu et al. 2022 (arXiv 2203.10761), section 4.3.
+        h(s) = min(1, (s / xi)^t); shape (B,). Liu et al. 2022 (arXiv 2203.10761).
 
     Raises:
         ValueError: for ``t`` or ``xi`` out of range.
@@ -90,8 +90,8 @@ class DecoupledMixup(Method, paper="decoupled-mixup"):
         One pass.
 
     Reference:
-        Liu, Li, Wang, Liu, Chen, Li 2022, Harnessing Hard Mixed Samples with Decoupled Regularizer, arXiv 2203.10761,
-        Eqs. 6 and 7. The term is not multiplied by lam, as in the authors' code; its asymmetric modes, which act on
+        Liu, Li, Wang, Tan, Wu, Li 2022, Harnessing Hard Mixed Samples with Decoupled Regularizer, arXiv 2203.10761.
+        The term is not multiplied by lam, as in the authors' code; its asymmetric modes, which act on
         one of the two classes, are left out.
 
     Args:

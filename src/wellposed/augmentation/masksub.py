@@ -85,7 +85,7 @@ class MaskSub(Method, paper="masksub"):
         Two passes.
 
     Reference:
-        Heo, Kim, Yun, Han 2023, Masking meets Supervision: A Strong Learning Alliance, arXiv 2306.11339, Eq. 3. The
+        Heo, Kim, Yun, Han 2023, Masking meets Supervision: A Strong Learning Alliance, arXiv 2306.11339. The
         paper halves both losses; here the task's keeps weight 1, so with SGD twice the paper's step. Tokens are zeroed,
         not removed; running statistics see the main pass only.
 

@@ -22,7 +22,7 @@ def mixup_batch(x: Tensor, y: Tensor, partner: Tensor, share: float) -> tuple[Te
         share: share of the sample itself, in [0, 1].
 
     Returns:
-        share * x + (1 - share) * x[partner], and the same of y; Zhang et al. 2018 (arXiv 1710.09412), Eq. 1.
+        share * x + (1 - share) * x[partner], and the same of y; Zhang et al. 2018 (arXiv 1710.09412), section 1.
     """
     return torch.lerp(x[partner], x, share), torch.lerp(y[partner], y, share)
 
@@ -57,8 +57,8 @@ class MixUp(Method):
         One pass; a copy of the batch.
 
     Reference:
-        Zhang, Cisse, Dauphin, Lopez-Paz 2018, mixup: Beyond Empirical Risk Minimization, arXiv 1710.09412, Eq. 1 and
-        Figure 1a. Mixed targets in place of two weighted losses: the same for cross-entropy.
+        Zhang, Cisse, Dauphin, Lopez-Paz 2018, mixup: Beyond Empirical Risk Minimization, arXiv 1710.09412,
+        section 1. Mixed targets in place of two weighted losses: the same for cross-entropy.
 
     Args:
         alpha: concentration of the Beta distribution; 0 mixes nothing.

@@ -36,7 +36,7 @@ def group_orthogonality(weights: Sequence[Tensor], groups: int = 32, mode: Mode 
 
     Returns:
         sum over weights and sets V (r, d) of ||V V^T - I||_F^2, or ||V^T V - I||_F^2 where r > d (they differ by the
-        constant r - d); a scalar. Kurtz, Bar, Giryes 2023 (arXiv 2306.10001), section 3.
+        constant r - d); a scalar. Kurtz, Bar, Giryes 2023 (arXiv 2306.10001).
     """
     residuals = []
     for weight in weights:
@@ -76,7 +76,7 @@ class GOR(Method, paper="gor"):
 
     Reference:
         Kurtz, Bar, Giryes 2023, Group Orthogonalization Regularization For Vision Models Adaptation and Robustness,
-        arXiv 2306.10001, section 3. A number of groups that does not divide C is lowered until it does.
+        arXiv 2306.10001. A number of groups that does not divide C is lowered until it does.
 
     Args:
         groups: number of groups per layer, at most.

@@ -21,8 +21,8 @@ def norm_loss(weights: Sequence[Tensor]) -> Tensor:
         weights: each (units, ...); a unit's vector is its flattened fan-in.
 
     Returns:
-        sum over weights and units of (1 - ||w_c||)^2, a scalar; Georgiou et al. 2021 (arXiv 2103.06583),
-        Eq. 3. A unit of length 0 has no direction, and gradient 0.
+        sum over weights and units of (1 - ||w_c||)^2, a scalar; Georgiou et al. 2021 (arXiv 2103.06583).
+        A unit of length 0 has no direction, and gradient 0.
     """
     norms = [torch.linalg.vector_norm(w.flatten(1), dim=1) for w in weights]
     return (1 - torch.cat(norms)).square().sum()
@@ -66,7 +66,7 @@ class NormLoss(Method, paper="norm-loss"):
 
     Reference:
         Georgiou, Schmitt, Bäck, Chen, Lew 2021, Norm Loss: An Efficient yet Effective Regularization Method for Deep
-        Neural Networks, arXiv 2103.06583, Eq. 3. Weights of linear layers and convolutions, no biases, no norms.
+        Neural Networks, arXiv 2103.06583. Weights of linear layers and convolutions, no biases, no norms.
 
     Args:
         strength: factor of the penalty.

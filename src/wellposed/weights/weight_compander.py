@@ -69,7 +69,7 @@ class WeightCompander(Method, paper="weight-compander"):
 
     Defaults:
         a = b = the largest initial magnitude of each tensor, which worked in our runs; slopes a / b of 1, 2 and 4 did
-        the same. The paper gives values per network.
+        the same. The paper's values were not found.
 
     Cost:
         One pass; two elementwise functions per weight, and one more copy of the weights in the graph.
