@@ -52,8 +52,8 @@ def virtual_adversarial_perturbation(
         generator: of the random start.
 
     Returns:
-        r of shape (B, ...), no gradient; Miyato et al. 2018 (arXiv 1704.03976), section 3.3, Algorithm 1. Zero where the
-        prediction does not depend on the input.
+        r of shape (B, ...), no gradient; Miyato et al. 2018 (arXiv 1704.03976), section 3.3, Algorithm 1. Zero where
+        the prediction does not depend on the input.
     """
     clean = F.softmax(logits.detach(), -1, dtype=wide(logits.dtype))
     direction = _unit(torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype))
