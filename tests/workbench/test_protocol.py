@@ -169,8 +169,6 @@ def test_bad_rows_are_refused() -> None:
         make_plan([Row(EARLY_STOPPING)], costs)
     with pytest.raises(BadInput, match="seconds per run of 'c'"):
         make_plan([Row("c")], costs)
-    with pytest.raises(BadInput, match="unfair"):
-        make_plan([Row("a", ({"s": 1}, {"s": 2}))], costs)
     with pytest.raises(BadInput, match="needs two views"):
         make_plan([Row("a", why_not="needs two views")], costs)
 

@@ -89,13 +89,13 @@ def compare(request: Request, console: Console) -> tuple[dict[str, Any], Path]:
         raise BadInput(f"--seeds must be at least 1, got {request.seeds}")
     budget = seconds_of(request.budget or BUDGET) if request.seeds is None or request.budget else None
     folder = request.out or default_folder(request, setting)
-    store = Store(folder)
 
     data, split = setting.load(), setting.split(0)
     steps = setting.epochs * trial.batches_per_epoch(len(split.x_train), setting.batch_size)
     with console.status("dry run: a few steps of every row"):
         costs, reasons = dry_runs(setting, wanted, len(split.x_train))
     plan = make_plan(request, setting, wanted, costs, reasons, steps, budget, jobs)
+    store = Store(folder)  # from here on files are written
     announce(console, plan, data, split, setting, folder)
 
     code, versions = code_hash(Path(__file__).parents[1]), versions_of()
@@ -211,7 +211,6 @@ def make_plan(
     return protocol.make_plan(
         [protocol.Row(r.id, candidates(r), reasons.get(r.id, "")) for r in wanted],
         seconds,
-        baseline=protocol.Row(rows.BASELINE, candidates(rows.baseline())),
         budget_seconds=budget,
         jobs=jobs,
         seeds=request.seeds,

@@ -99,7 +99,6 @@ def build(
             "selected": _mean([f["selected"][metric] for f in base]),
             "metrics": {k: _mean([f["last"][k] for f in base]) for k in base[0]["last"]},
             "curves": _curves(base, metric),
-            "tuned": _tuned(outcome.baseline, table[BASELINE]),
         },
         "rows": entries,
         "winner": None,

@@ -124,8 +124,7 @@ def make_plan(
         rows: the techniques, without baseline and early stopping, which are always there. Those with `why_not` are
             carried along and cost nothing.
         costs: seconds per full-length run of each applicable row and of "baseline", with `jobs` runs at a time.
-        baseline: its candidate settings; it must have as many as any technique, or the technique's gain would be
-            a gain of tuning.
+        baseline: its candidate settings, usually one: what validation data choose for it, when to stop, is a row.
         budget_seconds: time to spend; None is no limit. A plan, not a guillotine: a race that needs longer goes on
             and `Plan.note` says how long.
         seeds: the user's own number; all rows then get exactly this many, whatever the budget.
@@ -133,7 +132,7 @@ def make_plan(
         strict: refuse a plan that does not fit the budget.
 
     Raises:
-        BadInput: nothing to compare, unequal tuning, a bad number, or (strict) a budget that is too small.
+        BadInput: nothing to compare, a bad number, or (strict) a budget that is too small.
     """
     baseline = baseline or Row(BASELINE)
     techniques = tuple(row for row in rows if not row.why_not)
@@ -210,11 +209,6 @@ def _check(rows: Sequence[Row], techniques: Sequence[Row], baseline: Row, costs:
             raise BadInput(f"the seconds per run of '{row.id}' must be measured and positive; got {cost}")
         if not row.candidates:
             raise BadInput(f"'{row.id}' needs at least one candidate setting")
-        if len(row.candidates) > len(baseline.candidates):
-            raise BadInput(
-                f"'{row.id}' would be tuned over {len(row.candidates)} settings and the baseline over "
-                f"{len(baseline.candidates)}: an unfair comparison; give the baseline as many"
-            )
 
 
 def _check_numbers(budget: float | None, jobs: int, seeds: int | None, first_seed: int, worth: float | None) -> None:

@@ -12,11 +12,8 @@ from ..core import Method, Recipe, RecipeError, Task
 from ..core.method import fields_of
 from ..core.registry import FAMILIES, catalogue, find
 from .errors import BadInput
+from .protocol import BASELINE, EARLY_STOPPING
 
-BASELINE = "baseline"
-EARLY_STOPPING = "early-stopping"
-BASELINE_RATES = (1.0, 0.5, 2.0)
-"""Multiples of the learning rate among which the baseline is tuned: nothing is tuned against an untuned rival."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,8 @@ class Row:
 
 
 def baseline() -> Row:
-    """The plain row: no method; its knob is the learning rate."""
-    return Row(BASELINE, None, {}, "lr", BASELINE_RATES)
+    """The plain row: no method. What validation data choose for it, when to stop, is the early-stopping row."""
+    return Row(BASELINE)
 
 
 def parse(text: str, tune: bool = True) -> list[Row]:

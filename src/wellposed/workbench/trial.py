@@ -81,13 +81,11 @@ def prepare(
     """Model, recipe and optimizer of one run; a pure function of its arguments."""
     data, split = setting.load(), setting.split(seed)
     model = models.build(setting.model, data, split, seed)
-    chosen = dict(chosen)
-    lr = setting.lr * chosen.pop("lr", 1.0)
     task = task_of(data)
     recipe = rows.recipe_of(row, len(split.x_train), task.classes, seed, **chosen)
     steps = setting.epochs * batches_per_epoch(len(split.x_train), setting.batch_size)
     recipe.attach(model, task, steps=steps)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=setting.lr, weight_decay=0.0, fused=True)
     return model, recipe, optimizer, split
 
 
