@@ -109,3 +109,17 @@ def test_repr_evaluates_back() -> None:
     assert eval(repr(NextToken(7))).classes == 7
     assert eval(repr(MaskedModel("token", classes=7))).classes == 7
     assert eval(repr(MaskedModel("real"))).target == "real"
+
+
+def test_a_microbatch_of_padding_only_changes_nothing() -> None:
+    torch.manual_seed(0)
+    weights = []
+    real = {"x": torch.randint(5, (3, 4)), "y": torch.randint(5, (3, 4))}
+    padding = {"x": real["x"], "y": torch.full((3, 4), -100)}
+    start = torch.randn(5, 5)
+    for window in ([real], [real, padding], [padding, real]):
+        model = nn.Embedding.from_pretrained(start.clone(), freeze=False)
+        Recipe().attach(model, NextToken()).step(window, torch.optim.SGD(model.parameters(), lr=0.1))
+        weights.append(model.weight.detach())
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
