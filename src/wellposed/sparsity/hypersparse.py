@@ -139,8 +139,7 @@ class HyperSparse(Method, paper="hypersparse-art"):
         self.pruned = state["pruned"]
 
     def _weights(self, step: Step) -> list[Tensor]:
-        known = dict(step.model.named_parameters())
-        return [known[n] for n in self.names]
+        return [step.model.get_parameter(n) for n in self.names]
 
     def _due(self, step: Step) -> bool:
         if step.progress is None:
