@@ -66,7 +66,7 @@ class PolyLoss(Method, paper="poly-loss"):
         coefficient (Poly-1) the gradient is that of the cross-entropy times 1 + strength * p_t, for every p_t.
 
     Helps:
-        Wrong labels a little (digits: +3 to +4 points at 20 to 40 %, strength 2 to 4). The paper reports gains of half
+        Wrong labels a little (digits: +2 to +4 points at 20 to 40 %, strength 2 to 4). The paper reports gains of half
         a point on ImageNet, and more for detection, each with its own strength.
 
     Avoid:
