@@ -35,7 +35,7 @@ from .core import (
     knob,
     load_recipe,
 )
-from .tasks import Classify
+from .tasks import Classify, Denoise, MaskedModel, NextToken, Prefer, Regress, Residual, TwoViews
 
 __version__ = "0.1.0"
 
@@ -43,17 +43,24 @@ __all__ = [
     "Classify",
     "Constant",
     "Cosine",
+    "Denoise",
     "Exponential",
     "Linear",
+    "MaskedModel",
     "Method",
+    "NextToken",
     "NonFiniteError",
     "PerSample",
+    "Prefer",
     "Recipe",
     "RecipeError",
+    "Regress",
+    "Residual",
     "SineStages",
     "Step",
     "Steps",
     "Task",
+    "TwoViews",
     "WarmUp",
     "knob",
     "load_recipe",

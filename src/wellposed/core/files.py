@@ -21,7 +21,8 @@ VERSION = 1
 def to_dict(recipe: Recipe) -> dict[str, Any]:
     """Plain data: ``{"version", "seed", "method": [{"name", field: value, ...}]}``."""
     rows = [
-        {"name": type(m).__name__} | {f.name: _plain(m, f.name, getattr(m, f.name)) for f in fields_of(m)}
+        {"name": type(m).__name__}
+        | {f.name: encode(getattr(m, f.name), f"{type(m).__name__}.{f.name}") for f in fields_of(m)}
         for m in recipe.listed
     ]
     return {"version": VERSION, "seed": recipe.seed, "method": rows}
@@ -47,7 +48,7 @@ def from_dict(data: Any) -> Recipe:
             raise RecipeError("every [[method]] needs a name")
         cls = find(row["name"])
         fields = {f.name for f in fields_of(cls) if f.init}
-        settings = {k: _rich(v) for k, v in row.items() if k != "name"}
+        settings = {k: decode(v) for k, v in row.items() if k != "name"}
         if unknown := set(settings) - fields:
             raise RecipeError(f"{cls.__name__} has no {sorted(unknown)[0]!r}; it has {', '.join(sorted(fields))}")
         try:
@@ -88,28 +89,28 @@ def load_recipe(text: str) -> Recipe:
         raise RecipeError("this file is nested too deeply to be a recipe") from None
 
 
-def _plain(m: Any, name: str, value: Any) -> Any:
+def encode(value: Any, owner: str = "value") -> Any:
+    """A setting as JSON data; schedules become tables. Raises RecipeError for what no file can hold."""
     if type(value) in SCHEDULES.values():
         return {"schedule": type(value).__name__, **dataclasses.asdict(value)}
     if callable(value):
-        raise RecipeError(
-            f"{type(m).__name__}.{name} is {value!r}, which no file can hold; use one of {', '.join(SCHEDULES)}"
-        )
+        raise RecipeError(f"{owner} is {value!r}, which no file can hold; use one of {', '.join(SCHEDULES)}")
     if isinstance(value, list | tuple):
-        return [_plain(m, name, v) for v in value]
+        return [encode(v, owner) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise RecipeError(f"{type(m).__name__}.{name} = {value!r} cannot be written to a file")
+    raise RecipeError(f"{owner} = {value!r} cannot be written to a file")
 
 
-def _rich(value: Any) -> Any:
+def decode(value: Any) -> Any:
+    """The setting that ``encode`` wrote; lists become tuples."""
     if isinstance(value, dict):
-        settings = {k: _rich(v) for k, v in value.items() if k != "schedule"}
+        settings = {k: decode(v) for k, v in value.items() if k != "schedule"}
         try:
             return SCHEDULES[value["schedule"]](**settings)
         except (KeyError, TypeError, ValueError) as error:
             raise RecipeError(f"{value!r} is no schedule; known are {', '.join(SCHEDULES)}") from error
-    return tuple(_rich(v) for v in value) if isinstance(value, list) else value
+    return tuple(decode(v) for v in value) if isinstance(value, list) else value
 
 
 def _toml(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,8 +21,8 @@ class Task:
         classes: number of classes where that makes sense, else None.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ()
-    yields: ClassVar[tuple[str, ...]] = ()
+    reads: tuple[str, ...] = ()
+    yields: tuple[str, ...] = ()
     target: str | None = None
     classes: int | None = None
 

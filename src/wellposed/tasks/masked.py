@@ -64,7 +64,7 @@ class MaskedModel(Task):
         if kind == "real" and classes is not None:
             raise ValueError("MaskedModel: real targets have no classes; leave classes out")
         self.target, self.classes = kind, classes
-        self.yields = ("logits",) if kind == "token" else ("prediction",)  # type: ignore[misc]
+        self.yields = ("logits",) if kind == "token" else ("prediction",)
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
         return {self.yields[0]: logits_of(model(batch["x"]))}

@@ -91,7 +91,7 @@ class Prefer(Task):
         self.beta, self.label_smoothing, self.reference_free = beta, label_smoothing, reference_free
         self.reference = None if reference is None else deepcopy(bare(reference)).eval().requires_grad_(False)
         given = ("reference_chosen", "reference_rejected") if reference is None and not reference_free else ()
-        self.reads = ("chosen", "rejected", "chosen_mask", "rejected_mask", *given)  # type: ignore[misc]
+        self.reads = ("chosen", "rejected", "chosen_mask", "rejected_mask", *given)
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
         if batch["chosen"].shape != batch["rejected"].shape:

@@ -68,8 +68,8 @@ class Residual(Task):
                 raise ValueError(f"Residual: the boundary '{name}' needs another name; that one is taken")
             if not weight >= 0:
                 raise ValueError(f"Residual: the weight of '{name}' must be at least 0, got {weight}")
-        self.reads = ("x", *self.boundary)  # type: ignore[misc]
-        self.yields = ("residual", *self.boundary)  # type: ignore[misc]
+        self.reads = ("x", *self.boundary)
+        self.yields = ("residual", *self.boundary)
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
         out = {"residual": _evaluate("residual", self.residual, model, batch["x"])}

@@ -27,7 +27,7 @@ from .errors import BadInput
 from .pool import Pool
 from .progress import Progress
 from .store import Run, Store, StoreError, code_hash
-from .worker import execute, job
+from .worker import encode_all, execute, job
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,8 +104,9 @@ def compare(request: Request, console: Console) -> tuple[dict[str, Any], Path]:
 
     def spec_of(j: protocol.Job) -> dict[str, Any]:
         row, chosen = table[j.row], dict(plan.setting(j))
-        config = {"setting": asdict(setting), "method": row.method, "settings": repr(row.settings), "chosen": chosen}
-        run = Run(code, {**config, "own": own}, data.fingerprint, j.seed, versions)
+        training = {**encode_all(row.settings), **encode_all(chosen)}
+        config = {"setting": asdict(setting), "method": row.method, "settings": training, "own": own}
+        run = Run(code, config, data.fingerprint, j.seed, versions)
         return job(setting, row, j.seed, chosen, run, folder)
 
     progress = Progress(console, plan)

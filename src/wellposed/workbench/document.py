@@ -265,14 +265,9 @@ def _cost(
 def _tuned(result: Result, row: rows.Row) -> dict[str, Any] | None:
     if not result.candidate_scores or row.knob is None:
         return None
-    tried = [
-        {"value": v, "score": s} for v, s in zip(row.candidates, result.candidate_scores, strict=True) if _is_number(v)
-    ]
-    return {"field": row.knob, "value": row.candidates[result.candidate], "candidates": tried}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    values = [v if isinstance(v, int | float) else repr(v) for v in row.candidates]
+    tried = [{"value": v, "score": s} for v, s in zip(values, result.candidate_scores, strict=True)]
+    return {"field": row.knob, "value": values[result.candidate], "candidates": tried}
 
 
 def _recipe(row: rows.Row, outcome: Outcome, setting: trial.Setting, result: Result | None = None) -> Recipe:

@@ -80,12 +80,12 @@ _TUNED = _or_null(
         "the parameter chosen on validation data",
         {
             "field": _text("its name"),
-            "value": _or_null(_number("the chosen value")),
+            "value": {"type": ["number", "string", "null"], "description": "the chosen value; a schedule as text"},
             "candidates": _list(
                 _object(
                     "a value that was tried",
                     {
-                        "value": _or_null(_number("the value")),
+                        "value": {"type": ["number", "string", "null"], "description": "the value; a schedule as text"},
                         "score": _or_null(_number("its score on validation data")),
                     },
                 ),
