@@ -46,14 +46,17 @@ def attach(recipe: Recipe, model: nn.Module, task: Task, example: Batch | None) 
             before = _parametrized(model)
             done.append(m)
             m.setup(model, task)
-            for key, count in _parametrized(model).items():
-                if count > before.get(key, 0):
-                    if key in owner:
-                        raise RecipeError(
-                            f"{owner[key]} and {name} both reparametrise '{key[1]}' of a {type(key[0]).__name__}; "
-                            "keep one, or give them different layers"
-                        )
-                    owner[key] = name
+            added = [key for key, count in _parametrized(model).items() if count > before.get(key, 0)]
+            if twice := [key for key in added if key in owner]:
+                for layer, tensor in twice:  # a second look at the same weight would not be undone exactly
+                    del layer.parametrizations[tensor][before[layer, tensor] :]  # type: ignore[index, union-attr]
+                layer, tensor = twice[0]
+                path = next(path for path, module in model.named_modules() if module is layer)
+                raise RecipeError(
+                    f"{owner[layer, tensor]} and {name} both reparametrise '{path}.{tensor}'; "
+                    "keep one, or give them different layers"
+                )
+            owner |= dict.fromkeys(added, name)
             _check_taps(m, name, model)
         for tap in dict.fromkeys(t for m in names for t in m.taps):
             hooks += [model.get_submodule(tap).register_forward_hook(_Recorder(recipe, tap))]
