@@ -232,6 +232,7 @@ class BadFrom(wp.Method):
     value: float = float("nan")
     start: int = 0
     extra: bool = False
+    strength: Scalar = wp.knob(1.0)
 
     def penalty(self, step: wp.Step) -> Tensor:
         bad = step.count >= self.start and not (self.extra and step.first)

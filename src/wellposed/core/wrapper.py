@@ -22,7 +22,7 @@ class RecipeOptimizer(torch.optim.Optimizer):
     def __init__(self, recipe: Recipe, inner: torch.optim.Optimizer) -> None:
         self.recipe, self.inner = recipe, inner
         super().__init__([{"params": []}], {})
-        del self.__dict__["param_groups"], self.__dict__["state"]
+        del self.__dict__["param_groups"], self.__dict__["state"], self.__dict__["defaults"]
 
     def __getattr__(self, name: str) -> Any:
         if name in {"param_groups", "state", "defaults"} and "inner" in self.__dict__:
