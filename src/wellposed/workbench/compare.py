@@ -175,7 +175,7 @@ def dry_runs(
     setting: trial.Setting, wanted: list[rows.Row], n: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Costs of the rows that run here, and reasons of those that do not."""
-    costs = {rows.BASELINE: cost.dry_run(setting, rows.baseline())}
+    costs = {protocol.BASELINE: cost.dry_run(setting, rows.baseline())}
     reasons: dict[str, str] = {}
     task = trial.task_of(setting.load())
     for row in wanted:
@@ -186,7 +186,7 @@ def dry_runs(
             except (RecipeError, ValueError, TypeError, NotImplementedError) as error:
                 why = str(error).partition("\n")[0]
             except Exception:  # a fault, not a misfit: let the runs themselves report it as a failure
-                costs[row.id] = {**costs[rows.BASELINE], "recipe": row.method}
+                costs[row.id] = {**costs[protocol.BASELINE], "recipe": row.method}
         if why is not None:
             reasons[row.id] = why
     return costs, reasons
