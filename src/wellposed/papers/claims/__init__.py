@@ -1,0 +1,1 @@
+"""One module per paper, named by its id with underscores, that defines ``CLAIM``."""

@@ -1,0 +1,38 @@
+"""MaskSub, Heo et al. 2023."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...augmentation.masksub import MaskSub, random_mask
+from ..arenas import digits, fit, mlp, quality
+from ..claim import Claim
+
+RATIO = 0.75
+
+
+def masked(x: Tensor, noise: torch.Generator) -> Tensor:
+    """Images (B, 1, 8, 8) with the same share of 2x2 squares zeroed as in the sub-branch."""
+    return x * random_mask(x.shape, RATIO, 2, noise)
+
+
+def run(seed: int) -> dict[str, dict[str, float]]:
+    """Masking in a distilled sub-branch, against masking what the net is trained on."""
+    sample = digits(seed, 1200)
+    sample = replace(sample, x=sample.x.view(-1, 1, 8, 8), x_test=sample.x_test.view(-1, 1, 8, 8))
+    sizes = (64, 128, 128, 10)
+    sub = fit(mlp(seed, *sizes), sample, MaskSub(ratio=RATIO), seed=seed, epochs=30, lr=1e-3)
+    direct = fit(mlp(seed, *sizes), sample, seed=seed, epochs=30, lr=1e-3, edit=masked)
+    return {"with": quality(sub, sample), "without": quality(direct, sample)}
+
+
+CLAIM = Claim(
+    paper="masksub",
+    statement="Strong masking harms less in a sub-branch that learns from the main one than in direct training on "
+    "masked inputs: a higher test accuracy.",
+    arena="digits, 1200 training scans; MLP 64-128-128-10, AdamW 1e-3, batch 32, 30 epochs; 75 % of 2x2 squares masked",
+    quantity="accuracy",
+    margin=1.5,  # a quarter of the +5.9 seen on other seeds
+    run=run,
+)

@@ -1,0 +1,125 @@
+"""Evidence: the verdict of every claim, one JSON file a paper, in ``evidence/`` of the repository."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..workbench.errors import BadInput
+from . import claims
+from .claim import LEVEL, Claim, Outcome, differences
+from .fingerprint import fingerprint
+
+SCHEMA = 1
+FOLDER = Path(__file__).resolve().parents[3] / "evidence"  # exists in a checkout, not in an installed package
+
+
+def claimed() -> list[str]:
+    """Ids of the papers that have a claim, sorted."""
+    return sorted(name.replace("_", "-") for _, name, _ in iter_modules(claims.__path__))
+
+
+def claim_of(id: str) -> Claim:
+    """The claim of a paper.
+
+    Raises:
+        BadInput: if it has none.
+    """
+    if id not in claimed():
+        raise BadInput(f"no claim for '{id}'; there are claims for {', '.join(claimed())}")
+    found: Claim = import_module(_module(id)).CLAIM
+    return found
+
+
+def code_hash(id: str) -> str:
+    """Hash of the code the claim of this paper uses."""
+    return fingerprint(_module(id))
+
+
+def record(claim: Claim, outcome: Outcome) -> dict[str, Any]:
+    """What is written: declaration, verdict, every measured value, seconds, code and versions."""
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "id": claim.paper,
+        "statement": claim.statement,
+        "arena": claim.arena,
+        "kind": claim.kind,
+        "quantity": claim.quantity,
+        "verdict": outcome.verdict,
+        "estimate": _short(outcome.estimate),
+        "seeds": list(outcome.seeds),
+        "arms": {arm: {q: list(map(_short, v)) for q, v in by.items()} for arm, by in outcome.arms.items()},
+        "seconds": round(outcome.seconds, 1),
+        "code": code_hash(claim.paper),
+        "versions": {"wellposed": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    if outcome.interval is None:
+        return {**found, "tolerance": claim.tolerance}
+    return {
+        **found,
+        "direction": claim.direction,
+        "margin": claim.margin,
+        "interval": list(map(_short, outcome.interval)),
+        "level": round(LEVEL, 4),
+        "differences": [_short(d) for d in differences(outcome.arms, claim.quantity, claim.direction)],
+    }
+
+
+def write(found: dict[str, Any], folder: Path = FOLDER) -> Path:
+    """Write a record, keys sorted, replacing the old file at once."""
+    path = folder / f"{found['id']}.json"
+    new = path.with_suffix(".tmp")
+    new.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", "utf-8")
+    return new.replace(path)
+
+
+def read(id: str, folder: Path = FOLDER) -> dict[str, Any] | None:
+    """The record of a paper; None where there is none, as in a package installed without the repository.
+
+    Raises:
+        BadInput: for a file that is no record of this paper.
+    """
+    path = folder / f"{id}.json"
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if found["schema"] == SCHEMA and found["id"] == id:
+            return dict(found)
+        problem = f"schema {found['schema']} of paper '{found['id']}', not schema {SCHEMA} of '{id}'"
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"no record ({type(error).__name__}: {error})"
+    raise BadInput(f"{path} holds {problem}: delete it and run `wellposed reproduce {id}`")
+
+
+def is_stale(found: dict[str, Any]) -> bool:
+    """Whether the code has changed since the claim was run."""
+    return bool(found["code"] != code_hash(found["id"]))
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """The verdict on one line: ``PASS: accuracy (points) 25.1 higher [21.0, 29.2], 5 paired seeds, 7.3 s``."""
+    seconds = f"{len(found['seeds'])} {'paired ' if found['kind'] == 'paired' else ''}seeds, {found['seconds']:g} s"
+    if found["kind"] == "exact":
+        said = f"largest {found['quantity']} {found['estimate']:.2g}, tolerance {found['tolerance']:g}"
+    else:
+        low, high = found["interval"]
+        said = f"{found['quantity']} {found['estimate']:.3g} {found['direction']} [{low:.3g}, {high:.3g}]"
+        said += f", margin {found['margin']:g}"
+    return f"{found['verdict']}: {said}; {seconds}"
+
+
+def _module(id: str) -> str:
+    return f"{claims.__name__}.{id.replace('-', '_')}"
+
+
+def _short(value: float) -> float:
+    """Six digits: what a machine's rounding leaves unchanged, and easy to read in a diff."""
+    return float(f"{value:.6g}")
