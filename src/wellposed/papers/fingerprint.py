@@ -1,8 +1,8 @@
 """A hash of the code that a claim uses: its own file and every definition of this package that is reached from there.
 
 Comments, docstrings and formatting do not count, nor does a definition nobody uses: editing an unrelated function in a
-file makes nothing stale. The core is left out: tests of its own pin down its behaviour, and nearly every change there
-would make everything stale.
+file makes nothing stale. Left out are the core, whose behaviour tests of its own pin down, and the rule of the verdict,
+which can be applied to old measurements: nearly every change there would make everything stale.
 """
 
 from __future__ import annotations
@@ -10,30 +10,31 @@ from __future__ import annotations
 import ast
 import hashlib
 from functools import cache
-from importlib.util import find_spec, resolve_name
+from importlib.util import resolve_name
 from pathlib import Path
 
-ROOT, LEFT_OUT = "wellposed", "wellposed.core"
+SOURCE = Path(__file__).resolve().parents[1]  # the package
+LEFT_OUT = ("wellposed.core.", "wellposed.papers.claim.")
 Place = tuple[str, str]  # module, name defined in it
 
 
-def fingerprint(module: str) -> str:
-    """SHA-256, 16 hexadecimal digits, of the code reached from ``module``."""
+def fingerprint(module: str, source: Path = SOURCE) -> str:
+    """SHA-256, 16 hexadecimal digits, of the code reached from ``module`` of the package in the folder ``source``."""
     digest = hashlib.sha256()
-    for (where, name), code in sorted(reached(module).items()):
+    for (where, name), code in sorted(reached(module, source).items()):
         digest.update(f"{where}:{name}={code}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def reached(module: str) -> dict[Place, str]:
+def reached(module: str, source: Path = SOURCE) -> dict[Place, str]:
     """Every definition reached from the definitions of ``module``, with its code."""
     found: dict[Place, str] = {}
-    waiting = [(module, name) for name in _scan(module)[0]]
+    waiting = [(module, name) for name in _scan(module, source)[0]]
     while waiting:
         place = waiting.pop()
-        if place in found or (place[0] + ".").startswith(LEFT_OUT + "."):
+        if place in found or (place[0] + ".").startswith(LEFT_OUT):
             continue
-        definitions, imports = _scan(place[0])
+        definitions, imports = _scan(place[0], source)
         name = place[1]
         if name in definitions:
             node = definitions[name]
@@ -45,15 +46,17 @@ def reached(module: str) -> dict[Place, str]:
 
 
 @cache
-def _scan(module: str) -> tuple[dict[str, ast.stmt], dict[str, Place]]:
+def _scan(module: str, source: Path) -> tuple[dict[str, ast.stmt], dict[str, Place]]:
     """What a module defines and what it imports from this package, at its top level."""
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
+    root, *parts = module.split(".")
+    folder = source.joinpath(*parts)
+    package = module if folder.is_dir() else module.rpartition(".")[0]
+    file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    if root != source.name or not file.is_file():  # an object whose attribute was taken, say
         return {}, {}
-    package = module if spec.submodule_search_locations else module.rpartition(".")[0]
     definitions: dict[str, ast.stmt] = {}
     imports: dict[str, Place] = {}
-    for node in ast.parse(Path(spec.origin).read_text("utf-8")).body:
+    for node in ast.parse(file.read_text("utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             definitions[node.name] = node
         elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -62,9 +65,8 @@ def _scan(module: str) -> tuple[dict[str, ast.stmt], dict[str, Place]]:
                     if isinstance(part, ast.Name):
                         definitions[part.id] = node
         elif isinstance(node, ast.ImportFrom):
-            source = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
-            if source.split(".")[0] == ROOT:
-                imports |= {a.asname or a.name: (source, a.name) for a in node.names}
+            origin = resolve_name("." * node.level + (node.module or ""), package)
+            imports |= {a.asname or a.name: (origin, a.name) for a in node.names}
     return definitions, imports
 
 
@@ -75,8 +77,7 @@ def _used(node: ast.stmt, module: str, definitions: dict[str, ast.stmt], imports
         if isinstance(part, ast.Name) and (part.id in definitions or part.id in imports):
             places.append((module, part.id))
         elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id in imports:
-            source, name = imports[part.value.id]
-            places.append((f"{source}.{name}", part.attr))
+            places.append((".".join(imports[part.value.id]), part.attr))
     return places
 
 
