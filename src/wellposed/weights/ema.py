@@ -33,7 +33,7 @@ class EMA(Method):
 
     Avoid:
         Short training with a long memory: an average over 1 / (1 - decay) updates lags behind (its test loss got worse
-        at 0.999 although accuracy rose); warm_up lessens that. Batch statistics belong to the last weights, not to the
+        at 0.999 although accuracy rose). warm_up lessens the lag, and on that problem most of the gain. Batch statistics belong to the last weights, not to the
         average: with BatchNorm let a few batches pass in training mode before shipping if it matters.
 
     Defaults:
