@@ -33,8 +33,9 @@ class EMA(Method):
 
     Avoid:
         Short training with a long memory: an average over 1 / (1 - decay) updates lags behind (its test loss got worse
-        at 0.999 although accuracy rose). warm_up lessens the lag, and on that problem most of the gain. Batch statistics belong to the last weights, not to the
-        average: with BatchNorm let a few batches pass in training mode before shipping if it matters.
+        at 0.999 although accuracy rose). warm_up lessens the lag, and on that problem most of the gain. Batch
+        statistics belong to the last weights, not to the average: with BatchNorm let a few batches pass in training
+        mode before shipping if it matters.
 
     Defaults:
         decay 0.999 without warm-up; 0.9999 is usual for 100,000 updates and more.
