@@ -7,8 +7,21 @@ import math
 import pytest
 import torch
 from core_methods import (
-    CLASSES, Activity, AlsoHalfWeight, Average, HalfWeight, NeedsGroup, NeedsTokens, OtherLoss, SquaredWeights,
-    YetAnotherLoss, data, net, sgd, train, weights,
+    CLASSES,
+    Activity,
+    AlsoHalfWeight,
+    Average,
+    HalfWeight,
+    NeedsGroup,
+    NeedsTokens,
+    OtherLoss,
+    SquaredWeights,
+    YetAnotherLoss,
+    data,
+    net,
+    sgd,
+    train,
+    weights,
 )  # fmt: skip
 from torch import nn
 
@@ -28,7 +41,10 @@ def refuse(match: str, *methods: wp.Method, model: nn.Module | None = None, task
     assert list(model.state_dict()) == list(before)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     for m in model.modules():
-        assert not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._state_dict_hooks)
+        assert not (m._forward_hooks)
+        assert not (m._forward_pre_hooks)
+        assert not (m._backward_hooks)
+        assert not (m._state_dict_hooks)
     recipe_that_works = wp.Recipe().attach(model, wp.Classify(CLASSES))
     recipe_that_works.step(data(), sgd(model))
 
@@ -150,12 +166,12 @@ def test_what_a_recipe_lists() -> None:
 
 def test_settings_of_the_wrong_kind() -> None:
     for settings, message in [
-        (dict(rho="0.05"), "SAM: rho must be a number, got '0.05'"),
-        (dict(rho=None), "SAM: rho must be a number, got None"),
-        (dict(rho=True), "SAM: rho must be a number, got True"),
-        (dict(adaptive=1), "SAM: adaptive must be True or False, got 1"),
-        (dict(rho=-1.0), "SAM: rho must be at least 0, got -1"),
-        (dict(rho=math.nan), "SAM: rho must be at least 0, got nan"),
+        ({"rho": "0.05"}, "SAM: rho must be a number, got '0.05'"),
+        ({"rho": None}, "SAM: rho must be a number, got None"),
+        ({"rho": True}, "SAM: rho must be a number, got True"),
+        ({"adaptive": 1}, "SAM: adaptive must be True or False, got 1"),
+        ({"rho": -1.0}, "SAM: rho must be at least 0, got -1"),
+        ({"rho": math.nan}, "SAM: rho must be at least 0, got nan"),
     ]:
         with pytest.raises(ValueError, match=message):
             wp.SAM(**settings)

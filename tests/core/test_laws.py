@@ -8,8 +8,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from core_methods import (
-    CLASSES, Activity, Average, ClipNorm, Consistency, HalfWeight, PlusLogits, PlusLoss, PlusX, SquaredWeights,
-    TimesLogits, TimesLoss, TimesX, data, net, parts_of, sgd, train, weights,
+    CLASSES,
+    Activity,
+    Average,
+    ClipNorm,
+    Consistency,
+    HalfWeight,
+    PlusLogits,
+    PlusLoss,
+    PlusX,
+    SquaredWeights,
+    TimesLogits,
+    TimesLoss,
+    TimesX,
+    data,
+    net,
+    parts_of,
+    sgd,
+    train,
+    weights,
 )  # fmt: skip
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -35,13 +52,13 @@ RAMP = torch.arange(CLASSES, dtype=torch.float64)
 @pytest.mark.parametrize(
     ("methods", "expected"),
     [
-        ([TimesX(), PlusX()], dict(x_of=lambda x: 2 * x + 1)),
-        ([PlusX(), TimesX()], dict(x_of=lambda x: 2 * (x + 1))),
-        ([TimesLogits(), PlusLogits()], dict(logits_of=lambda z: 2 * z + RAMP)),
-        ([PlusLogits(), TimesLogits()], dict(logits_of=lambda z: 2 * (z + RAMP))),
-        ([TimesLoss(), PlusLoss()], dict(loss_of=lambda v: 2 * v + 1)),
-        ([PlusLoss(), TimesLoss()], dict(loss_of=lambda v: 2 * (v + 1))),
-        ([TimesLoss(), PlusX(), PlusLoss(), TimesX()], dict(x_of=lambda x: 2 * (x + 1), loss_of=lambda v: 2 * v + 1)),
+        ([TimesX(), PlusX()], {"x_of": lambda x: 2 * x + 1}),
+        ([PlusX(), TimesX()], {"x_of": lambda x: 2 * (x + 1)}),
+        ([TimesLogits(), PlusLogits()], {"logits_of": lambda z: 2 * z + RAMP}),
+        ([PlusLogits(), TimesLogits()], {"logits_of": lambda z: 2 * (z + RAMP)}),
+        ([TimesLoss(), PlusLoss()], {"loss_of": lambda v: 2 * v + 1}),
+        ([PlusLoss(), TimesLoss()], {"loss_of": lambda v: 2 * (v + 1)}),
+        ([TimesLoss(), PlusX(), PlusLoss(), TimesX()], {"x_of": lambda x: 2 * (x + 1), "loss_of": lambda v: 2 * v + 1}),
     ],
     ids=repr,
 )

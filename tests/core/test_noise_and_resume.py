@@ -10,7 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from core_methods import (
-    CLASSES, Activity, Average, ClipNorm, Consistency, HalfWeight, SquaredWeights, Watch, data, net, parts_of, sgd,
+    CLASSES,
+    Activity,
+    Average,
+    ClipNorm,
+    Consistency,
+    HalfWeight,
+    SquaredWeights,
+    Watch,
+    data,
+    net,
+    parts_of,
+    sgd,
     weights,
 )  # fmt: skip
 from torch import Tensor, nn

@@ -8,7 +8,17 @@ import pickle
 import pytest
 import torch
 from core_methods import (
-    CLASSES, Activity, BadFrom, ClipNorm, Consistency, SquaredWeights, data, net, parts_of, sgd, weights,
+    CLASSES,
+    Activity,
+    BadFrom,
+    ClipNorm,
+    Consistency,
+    SquaredWeights,
+    data,
+    net,
+    parts_of,
+    sgd,
+    weights,
 )  # fmt: skip
 
 import wellposed as wp
@@ -65,7 +75,9 @@ def test_in_the_third_step() -> None:
 
 def test_in_a_strength_on_the_way() -> None:
     """A schedule that is finite where attach looks, and nowhere else."""
-    refuse("SquaredWeights", SquaredWeights(strength=lambda p: 1.0 if p in {0.0, 0.5, 1.0} else math.nan), step=1, steps=9)
+    refuse(
+        "SquaredWeights", SquaredWeights(strength=lambda p: 1.0 if p in {0.0, 0.5, 1.0} else math.nan), step=1, steps=9
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -7,7 +7,18 @@ import copy
 import pytest
 import torch
 from core_methods import (
-    CLASSES, Activity, Average, BadFrom, ClipNorm, Consistency, SquaredWeights, data, net, parts_of, sgd, weights,
+    CLASSES,
+    Activity,
+    Average,
+    BadFrom,
+    ClipNorm,
+    Consistency,
+    SquaredWeights,
+    data,
+    net,
+    parts_of,
+    sgd,
+    weights,
 )  # fmt: skip
 from torch import Tensor, nn
 
@@ -53,7 +64,9 @@ def test_an_overflow_skips_the_update_and_lowers_the_scale(around: list, late: b
     if late and wp.SAM not in around:
         pytest.skip("one pass only")
     average = Average()
-    model, recipe, optimizer, scaler = scaled(*(cls() for cls in around), Overflow(late=late), SquaredWeights(), average)
+    model, recipe, optimizer, scaler = scaled(
+        *(cls() for cls in around), Overflow(late=late), SquaredWeights(), average
+    )
     batch = data(dtype=torch.float32)
     window = parts_of(batch, *[12 // split] * split)
     recipe.step(window, optimizer)

@@ -133,7 +133,7 @@ settings_of = st.dictionaries(
     trees
     | st.fixed_dictionaries(
         {"schedule": st.sampled_from(["Linear", "Steps", "Exponential", "SineStages", "WarmUp"])},
-        optional={k: trees for k in ("start", "stop", "value", "values", "milestones", "stages", "portion")},
+        optional=dict.fromkeys(("start", "stop", "value", "values", "milestones", "stages", "portion"), trees),
     ),
     max_size=3,
 )

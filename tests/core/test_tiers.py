@@ -5,8 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 from core_methods import (
-    CLASSES, Activity, Average, ClipNorm, Consistency, Spread, SquaredWeights, TimesLoss, Watch, data, net, parts_of,
-    sgd, train, weights,
+    CLASSES,
+    Activity,
+    Average,
+    ClipNorm,
+    Consistency,
+    Spread,
+    SquaredWeights,
+    TimesLoss,
+    Watch,
+    data,
+    net,
+    parts_of,
+    sgd,
+    train,
+    weights,
 )  # fmt: skip
 
 import wellposed as wp
