@@ -175,14 +175,15 @@ def dry_runs(
     setting: trial.Setting, wanted: list[rows.Row], n: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Costs of the rows that run here, and reasons of those that do not."""
-    costs = {protocol.BASELINE: cost.dry_run(setting, rows.baseline())}
+    plain = cost.Plain(setting)
+    costs = {protocol.BASELINE: cost.dry_run(setting, rows.baseline(), plain) | {"time": 1.0}}
     reasons: dict[str, str] = {}
     task = trial.task_of(setting.load())
     for row in wanted:
         why = rows.not_applicable(row, task, n)
         if why is None:
             try:
-                costs[row.id] = cost.dry_run(setting, row)
+                costs[row.id] = cost.dry_run(setting, row, plain)
             except (RecipeError, ValueError, TypeError, NotImplementedError) as error:
                 why = str(error).partition("\n")[0]
             except Exception:  # a fault, not a misfit: let the runs themselves report it as a failure
@@ -227,6 +228,7 @@ def scores_of(found: dict[str, Any], metric: str) -> dict[str, Any]:
         "last": found["last"][metric],
         "selected": found["selected"][metric],
         "validation": found["last_validation"],
+        "error": found["validation_error"],
         "found": found,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,37 +12,58 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from .rows import Row
+from .rows import Row, baseline
 from .trial import Setting, prepare
 
 
-def dry_run(setting: Setting, row: Row, seed: int = 0, steps: int = 30) -> dict[str, Any]:
+class Plain:
+    """The baseline's step on the same machine at the same moment: what times are compared with."""
+
+    def __init__(self, setting: Setting, seed: int = 0) -> None:
+        self.step = stepper(setting, baseline(), seed)[0]
+
+    def race(self, other: Callable[[], Any], rounds: int = 6, steps: int = 5) -> tuple[float, float]:
+        """Seconds a step of the baseline and of ``other``: medians over interleaved rounds."""
+        times: list[list[float]] = [[], []]
+        for _ in range(rounds):
+            for which, step in enumerate((self.step, other)):
+                begin = time.perf_counter()
+                for _ in range(steps):
+                    step()
+                times[which].append((time.perf_counter() - begin) / steps)
+        return sorted(times[0])[rounds // 2], sorted(times[1])[rounds // 2]
+
+
+def stepper(setting: Setting, row: Row, seed: int) -> tuple[Callable[[], Any], Any, Any, Any]:
+    """A training step of the row on a fixed batch, and its model, recipe and optimizer."""
+    model, recipe, optimizer, split = prepare(setting, row, seed, {})
+    size = min(setting.batch_size, len(split.x_train))
+    batch = {"x": split.x_train[:size], "y": split.y_train[:size], "index": torch.arange(size)}
+    return (lambda: recipe.step(batch, optimizer)), model, recipe, optimizer
+
+
+def dry_run(setting: Setting, row: Row, plain: Plain, seed: int = 0) -> dict[str, Any]:
     """A few steps of a row: proof that it runs here, and what a step costs.
 
     Returns:
-        ``seconds`` per step (median of ``steps``), ``memory`` (peak bytes a step allocates, the weights, gradients
-        and optimizer state that stay included), ``flops`` of a step (matrix products and convolutions), ``passes``
-        (theoretical forward-backward passes) and ``recipe`` (its repr).
+        ``seconds`` of a step and their ratio ``time`` to the baseline's (interleaved), ``memory`` (peak bytes of a
+        step: weights, gradients and optimizer state included), ``flops`` of a step (matrix products and convolutions),
+        ``passes`` (theoretical forward-backward passes) and ``recipe`` (its repr).
 
     Raises:
         whatever the technique raises on this data and model.
     """
-    model, recipe, optimizer, split = prepare(setting, row, seed, {})
-    size = min(setting.batch_size, len(split.x_train))
-    batch = {"x": split.x_train[:size], "y": split.y_train[:size], "index": torch.arange(size)}
+    step, model, recipe, optimizer = stepper(setting, row, seed)
     for _ in range(3):
-        recipe.step(batch, optimizer)
+        step()
     for p in model.parameters():
         p.grad = None  # gradients are a step's own
     with Meter() as meter:
-        recipe.step(batch, optimizer)
-    times = []
-    for _ in range(steps):
-        begin = time.perf_counter()
-        recipe.step(batch, optimizer)
-        times.append(time.perf_counter() - begin)
+        step()
+    ours, theirs = plain.race(step)[::-1]
     return {
-        "seconds": sorted(times)[steps // 2],
+        "seconds": ours,
+        "time": ours / theirs,
         "memory": meter.peak + _resident(recipe, optimizer),
         "flops": meter.flops,
         "passes": 1 + sum(m.passes() - 1 for m in recipe.listed),

@@ -204,7 +204,7 @@ def _row(
         "last": _paired(scores, plain, when, "last", metric, high) if scores else None,
         "selected": None,
         "metrics": {k: _paired(scores, plain, when, "last", k, k in BETTER_HIGH) for k in sides if k != metric},
-        "cost": _cost(result.id, scores, plain, costs) if scores else None,
+        "cost": _cost(result.id, costs) if scores else None,
         "tuned": None if stopping else _tuned(result, row),
         "curves": _curves(scores, metric) if scores else None,
         "recipe": recipe,
@@ -245,17 +245,10 @@ def _paired(
     }
 
 
-def _cost(
-    id: str, scores: list[dict[str, Any]], plain: list[dict[str, Any]], costs: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+def _cost(id: str, costs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     ours, base = costs[BASELINE if id == EARLY_STOPPING else id], costs[BASELINE]
-    times = [
-        a["timings"]["seconds"] / b["timings"]["seconds"]
-        for a, b in zip(scores, plain, strict=True)
-        if a.get("timings") and b.get("timings")
-    ]
     return {
-        "time": float(np.median(times)) if times else ours["seconds"] / base["seconds"],
+        "time": ours["time"],
         "memory": ours["memory"] / base["memory"],
         "passes": ours["passes"],
         "flops": ours["flops"] / base["flops"] if base["flops"] else None,

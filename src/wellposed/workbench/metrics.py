@@ -74,6 +74,20 @@ def one(name: str, out: Tensor, y: Tensor, scale: float = 1.0) -> float:
     return regression(out.view(y.shape), y, scale)[name]
 
 
+def standard_error(name: str, out: Tensor, y: Tensor, scale: float = 1.0) -> float:
+    """Standard error of ``one`` over the samples (delta method for rmse; nan where there is no simple form)."""
+    if name == "accuracy":
+        each = 100 * (out.argmax(-1) == y).float().flatten()
+    elif name == "nll":
+        each = F.cross_entropy(out.flatten(0, -2).float(), y.flatten(), reduction="none")
+    elif name in {"rmse", "mae"}:
+        error = scale * (out.view(y.shape).float() - y)
+        each = error.abs() if name == "mae" else error.pow(2) / (2 * error.pow(2).mean().sqrt().clamp_min(1e-12))
+    else:
+        return math.nan
+    return float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+
+
 METRICS: dict[str, dict[str, str]] = {
     "classification": {"accuracy": "max", "nll": "min", "ece": "min"},
     "regression": {"rmse": "min", "mae": "min", "r2": "max"},

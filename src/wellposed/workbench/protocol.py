@@ -30,7 +30,8 @@ CONFIRMED = 3  # rows that leave the race for confirmation
 DECIDABLE = 5  # with fewer seeds 2^-n > .05: nothing can be significant
 _BLOCK = 1000  # seeds reserved for each purpose, so that purposes never share a seed whatever the plan
 
-Scores = Mapping[str, Any]  # "last", "selected": the metric on test data at that epoch; "validation"; anything else
+Scores = Mapping[str, Any]
+"""Of a run: "last", "selected" (metric on test data at that epoch), "validation" and, if known, its standard "error"."""
 
 
 class ProtocolError(RuntimeError):
@@ -385,7 +386,10 @@ class _Course:
     # -- phases -------------------------------------------------------------------------------------------------------
 
     def tune(self) -> None:
-        """Chooses each row's candidate by its mean validation score; a candidate that fails once is out."""
+        """Chooses each row's candidate by its mean validation score; a candidate that fails once is out.
+
+        The first candidate is the published setting, which the one-standard-error rule favours.
+        """
         tuned = [row for row in (self.plan.baseline, *self.plan.rows) if len(row.candidates) > 1]
         seeds = self.plan.tuning_seeds
         self.gather(
@@ -402,7 +406,8 @@ class _Course:
             self.tried[row.id] = tuple(means)
             finished = [c for c, mean in enumerate(means) if mean is not None]
             if finished:
-                self.chosen[row.id] = max(finished, key=lambda c: self.sign * (means[c] or 0.0))
+                best = max(finished, key=lambda c: self.sign * (means[c] or 0.0))
+                self.chosen[row.id] = best if 0 not in finished else self.settled(means, best, jobs[best])
                 continue
             bad = failed[0]
             reason = bad.reason if bad else ""
@@ -412,6 +417,15 @@ class _Course:
         if tuned:
             ids = tuple(row.id for row in tuned)
             self.rounds.append(Round("tuning", seeds, ids, tuple(id for id in ids if id not in self.out)))
+
+    def settled(self, means: list[float | None], best: int, runs: list[Job]) -> int:
+        """The one-standard-error rule (Breiman et al. 1984): the published setting stays unless `best` beats it by more
+        than the standard error of its score. Otherwise noise of a small validation part would pick the strength."""
+        errors = [self.records[job].get("error") for job in runs]  # type: ignore[union-attr]
+        known = [error for error in errors if error is not None]
+        error = math.sqrt(sum(e * e for e in known)) / len(known) if known else 0.0
+        ahead = self.sign * ((means[best] or 0.0) - (means[0] or 0.0))
+        return best if ahead > error else 0
 
     def race(self, rows: list[str]) -> list[str]:
         """Halves the rows on more and more seeds, by the mean paired difference of the validation score."""

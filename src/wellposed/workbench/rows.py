@@ -15,7 +15,6 @@ from .errors import BadInput
 from .protocol import BASELINE, EARLY_STOPPING
 
 
-
 @dataclass(frozen=True)
 class Row:
     """One technique as it enters a comparison.

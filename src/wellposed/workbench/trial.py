@@ -102,8 +102,8 @@ def run(setting: Setting, row: rows.Row, seed: int, chosen: dict[str, Any] | Non
 
     Returns:
         ``last`` and ``selected`` (metric dicts on test data; ``selected`` with its ``epoch``), ``validation`` (the
-        best validation value of the ranking metric), ``last_validation``, ``curves``, ``seconds`` per training step
-        and ``total_seconds``.
+        best validation value of the ranking metric), ``last_validation`` and its standard error ``validation_error``,
+        ``curves``, ``seconds`` per training step and ``total_seconds``.
 
     Raises:
         NonFiniteError: if training diverges.
@@ -136,6 +136,7 @@ def run(setting: Setting, row: rows.Row, seed: int, chosen: dict[str, Any] | Non
                 best, best_epoch = sign * validation, epoch
                 kept = {k: v.clone() for k, v in model.state_dict().items()}
     with recipe.evaluating():
+        error = metrics.standard_error(setting.metric, predict(model, split.x_val), split.y_val, split.y_scale)
         last = final(model, data, split, seed)
         recipe.bare.load_state_dict(kept)
         selected = final(model, data, split, seed)
@@ -145,6 +146,7 @@ def run(setting: Setting, row: rows.Row, seed: int, chosen: dict[str, Any] | Non
         "selected": {**selected, "epoch": best_epoch},
         "validation": sign * best,
         "last_validation": curves["validation"][-1],
+        "validation_error": error if math.isfinite(error) else None,
         "curves": curves,
         "seconds": training / steps,
         "total_seconds": time.perf_counter() - begin,
