@@ -88,7 +88,7 @@ def test_compiled_equals_eager_with_eight_methods(compile, norm: bool) -> None:
 
 @pytest.mark.parametrize("in_place_", [False, True])
 def test_steps_do_not_compile_again_and_again(in_place_: bool) -> None:
-    """After the first updates the graphs are reused: taps, switched statistics and new Step objects need no new ones."""
+    """After two updates the graphs are reused: taps, switched statistics and new Step objects need no others."""
     torch._dynamo.reset()
     graphs = []
 

@@ -151,8 +151,7 @@ def only_recipe_errors(text: str) -> None:
     """Whatever the text, reading gives a recipe whose own text reads back, or a RecipeError."""
     try:
         recipe = wp.load_recipe(text)
-    except wp.RecipeError as error:
-        assert str(error)
+    except wp.RecipeError:
         return
     assert repr(wp.load_recipe(recipe.to_json())) == repr(recipe)
 

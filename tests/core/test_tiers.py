@@ -78,19 +78,19 @@ def test_the_objective_tier_equals_ours_bit_for_bit() -> None:
 
 def test_objective_refuses_what_it_cannot_do() -> None:
     model, recipe, _ = start(wp.SAM(), SquaredWeights(), ClipNorm())
-    with pytest.raises(wp.RecipeError, match="SAM, ClipNorm acts around the gradient, which objective.. cannot"):
+    with pytest.raises(wp.RecipeError, match=r"SAM, ClipNorm acts around the gradient, which objective\(\) cannot"):
         recipe.objective(model, data())
 
 
 def test_a_closure_is_needed() -> None:
     _, recipe, inner = start()
-    with pytest.raises(ValueError, match="step needs a closure that computes recipe.objective"):
+    with pytest.raises(ValueError, match="step needs a closure that computes"):
         recipe.optimizer(inner).step()
 
 
 def test_a_scaler_belongs_to_our_step() -> None:
     _, recipe, inner = start(scaler=torch.amp.GradScaler("cpu"))
-    with pytest.raises(wp.RecipeError, match="scales inside recipe.step"):
+    with pytest.raises(wp.RecipeError, match=r"scales inside recipe\.step"):
         recipe.optimizer(inner)
 
 
@@ -206,7 +206,7 @@ def test_zero_grad_of_the_wrapped_optimizer() -> None:
 
 
 def test_a_module_that_owns_its_loop() -> None:
-    """Manual optimisation in the manner of training frameworks: a training_step that gets its optimizer from outside."""
+    """Manual optimisation in the manner of training frameworks: training_step gets its optimizer from outside."""
 
     class Lit:
         def __init__(self) -> None:
@@ -251,14 +251,14 @@ def test_an_error_in_a_closure_leaves_nothing_behind() -> None:
 def test_coupled_terms_are_exact_alone_and_warn_once_over_microbatches() -> None:
     model, recipe, optimizer = start(Spread(), Spread(), model=net())
     recipe.step(data(), optimizer)
-    with pytest.warns(UserWarning, match="couples the samples of a batch") as caught:
+    with pytest.warns(UserWarning, match="couples the samples of a batch") as caught:  # noqa: PT031
         for _ in range(3):
             recipe.step(parts_of(data(), 6, 6), optimizer)
     assert [str(w.message).split()[0] for w in caught] == ["Spread.1", "Spread.2"]
     assert caught[0].filename == __file__
 
     model, recipe, optimizer = start(Spread(), model=net())
-    with pytest.warns(UserWarning, match="couples the samples of a batch") as caught:
+    with pytest.warns(UserWarning, match="couples the samples of a batch") as caught:  # noqa: PT031
         for _ in range(2):
             for part in parts_of(data(), 6, 6):
                 (recipe.objective(model, part) / 2).backward()
