@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -454,3 +455,17 @@ def test_two_points_among_24_rows_are_found_by_the_race_in_at_least_85_percent()
     named = winners({"r0": 2.0, **dict.fromkeys(ids(24)[1:], 0.0)}, True, 2000, seed=11)
     found = named.count("r0")
     assert 1 - upper(len(named) - found, len(named)) >= 0.85
+
+
+@pytest.mark.parametrize(("ahead", "error", "chosen"), [(2.0, 3.0, 0), (4.0, 3.0, 1), (4.0, None, 1), (-1.0, 3.0, 0)])
+def test_the_published_setting_stays_within_a_standard_error(ahead: float, error: float | None, chosen: int) -> None:
+    """Noise of a small validation part must not pick the strength (one-standard-error rule)."""
+
+    def evaluate(jobs: list[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
+        for job in jobs:
+            score = 50.0 + ahead * (job.candidate == 1)
+            yield job, {"last": score, "selected": score, "validation": score, "error": error}
+
+    plan = make_plan([Row("a", ({"s": 1}, {"s": 2}))], dict.fromkeys([BASELINE, "a"], 1.0), tuning_seeds=1)
+    outcome = run_protocol(plan, evaluate)
+    assert next(r for r in outcome.rows if r.id == "a").candidate == chosen
