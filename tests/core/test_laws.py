@@ -60,7 +60,7 @@ RAMP = torch.arange(CLASSES, dtype=torch.float64)
         ([PlusLoss(), TimesLoss()], {"loss_of": lambda v: 2 * (v + 1)}),
         ([TimesLoss(), PlusX(), PlusLoss(), TimesX()], {"x_of": lambda x: 2 * (x + 1), "loss_of": lambda v: 2 * v + 1}),
     ],
-    ids=repr,
+    ids=lambda v: repr(v) if isinstance(v, list) else "+".join(v),
 )
 def test_values_chain_in_list_order(methods, expected) -> None:
     assert logged(*methods)["total"] == pytest.approx(by_hand(**expected), rel=1e-12)
