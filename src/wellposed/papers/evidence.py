@@ -45,6 +45,7 @@ def code_hash(id: str) -> str:
 
 def record(claim: Claim, outcome: Outcome) -> dict[str, Any]:
     """What is written: declaration, verdict, every measured value, seconds, code and versions."""
+    arms = {arm: {q: list(map(_short, v)) for q, v in by.items()} for arm, by in outcome.arms.items()}
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "id": claim.paper,
@@ -55,7 +56,7 @@ def record(claim: Claim, outcome: Outcome) -> dict[str, Any]:
         "verdict": outcome.verdict,
         "estimate": _short(outcome.estimate),
         "seeds": list(outcome.seeds),
-        "arms": {arm: {q: list(map(_short, v)) for q, v in by.items()} for arm, by in outcome.arms.items()},
+        "arms": arms,
         "seconds": round(outcome.seconds, 1),
         "code": code_hash(claim.paper),
         "versions": {"wellposed": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -68,25 +69,25 @@ def record(claim: Claim, outcome: Outcome) -> dict[str, Any]:
         "margin": claim.margin,
         "interval": list(map(_short, outcome.interval)),
         "level": round(LEVEL, 4),
-        "differences": [_short(d) for d in differences(outcome.arms, claim.quantity, claim.direction)],
+        "differences": [_short(d) for d in differences(arms, claim.quantity, claim.direction)],
     }
 
 
-def write(found: dict[str, Any], folder: Path = FOLDER) -> Path:
+def write(found: dict[str, Any], folder: Path | None = None) -> Path:
     """Write a record, keys sorted, replacing the old file at once."""
-    path = folder / f"{found['id']}.json"
+    path = (folder or FOLDER) / f"{found['id']}.json"
     new = path.with_suffix(".tmp")
     new.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", "utf-8")
     return new.replace(path)
 
 
-def read(id: str, folder: Path = FOLDER) -> dict[str, Any] | None:
+def read(id: str, folder: Path | None = None) -> dict[str, Any] | None:
     """The record of a paper; None where there is none, as in a package installed without the repository.
 
     Raises:
         BadInput: for a file that is no record of this paper.
     """
-    path = folder / f"{id}.json"
+    path = (folder or FOLDER) / f"{id}.json"
     try:
         found = json.loads(path.read_text("utf-8"))
         if found["schema"] == SCHEMA and found["id"] == id:
@@ -114,6 +115,18 @@ def in_words(found: dict[str, Any]) -> str:
         said = f"{found['quantity']} {found['estimate']:.3g} {found['direction']} [{low:.3g}, {high:.3g}]"
         said += f", margin {found['margin']:g}"
     return f"{found['verdict']}: {said}; {seconds}"
+
+
+def shown(id: str) -> str:
+    """What ``wellposed show`` says of a paper's evidence: statement, arena and verdict, or why there is none."""
+    if id not in claimed():
+        return f"no claim has been written for {id} yet"
+    declared, found = claim_of(id), read(id)
+    if found is None:
+        where = "not run yet" if FOLDER.is_dir() else f"kept in the repository (evidence/{id}.json), not in the package"
+        return f"{declared.statement}\n{declared.arena}\n{where}: `wellposed reproduce {id}` runs it"
+    note = "\nstale: the code has changed since" if is_stale(found) else ""
+    return f"{found['statement']}\n{found['arena']}\n{in_words(found)}{note}"
 
 
 def _module(id: str) -> str:

@@ -13,7 +13,7 @@ from ..workbench.pool import Pool
 from . import evidence, papers
 from .claim import LOOKS, check
 
-RANK = {"PASS": 0, "NULL": 1, "FAIL": 2, "ERROR": 3}
+RANK = {"PASS": 0, "NULL": 1, "FAIL": 2}
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,16 @@ class Result:
 
     @property
     def failed(self) -> bool:
-        """Worse than the evidence that was there, or, where there was none, FAIL or ERROR."""
+        """Worse than the evidence that was there, or, where there was none, FAIL. An ERROR is no verdict."""
         before = self.before["verdict"] if self.before else "NULL"
-        return RANK[self.verdict] > RANK[before]
+        return self.found is not None and RANK[self.verdict] > RANK[before]
+
+    def document(self) -> dict[str, Any]:
+        """As plain data: id, verdict, the verdict before, the error, and the whole record."""
+        before = self.before["verdict"] if self.before else None
+        return {
+            "id": self.id, "verdict": self.verdict, "before": before, "error": self.error, "evidence": self.found,
+        }  # fmt: skip
 
     def __str__(self) -> str:
         said = evidence.in_words(self.found) if self.found else f"ERROR: {self.error}"
@@ -92,7 +99,7 @@ def reproduce(
         on_result: called with each result as it comes.
 
     Returns:
-        results in the order of ``ids``; ``any(r.failed for r in results)`` is what exit code 3 is for.
+        results in the order of ``ids``; ``exit_code`` sums them up.
 
     Raises:
         BadInput: for an id without a claim, too few seeds, or a folder that does not exist.
@@ -115,7 +122,7 @@ def reproduce(
     with Pool(run_one, workers) as pool:
         for index, answer in pool.run(specs):
             id = ids[index]
-            before = evidence.read(id, folder or evidence.FOLDER)
+            before = evidence.read(id, folder)
             if isinstance(answer, dict):
                 result = Result(id, answer, before)
                 if target:
@@ -125,6 +132,15 @@ def reproduce(
             results[index] = result
             on_result(result)
     return [results[i] for i in range(len(specs))]
+
+
+def exit_code(results: Sequence[Result], strict: bool = False) -> int:
+    """3 if a claim failed anew, else 1 if one could not be run, else, with ``strict``, 4 if one is NULL, else 0."""
+    if any(r.failed for r in results):
+        return 3
+    if any(r.found is None for r in results):
+        return 1
+    return 4 if strict and any(r.verdict == "NULL" for r in results) else 0
 
 
 def run_one(spec: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,353 @@
+"""The rule of the verdict on synthetic effects, the committed evidence, and running a claim again."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from wellposed.core.registry import catalogue
+from wellposed.papers import evidence, papers, reproduce
+from wellposed.papers.arenas import Sample, digits, fit, mixture, mlp
+from wellposed.papers.claim import LOOKS, Claim, ClaimError, check, differences, judge, looks
+from wellposed.papers.fingerprint import SOURCE, fingerprint, reached
+from wellposed.workbench.errors import BadInput
+
+CLAIMED = evidence.claimed()
+
+
+# ---- the rule
+def decide(gains: np.ndarray, margin: float) -> str:
+    """The verdict on 20 paired differences, as ``check`` reaches it."""
+    for look in looks(len(gains)):
+        if verdict := judge(gains[:look], margin, last=look == len(gains)):
+            return verdict
+    raise AssertionError("the last look decides")
+
+
+def rates(effect: float, margin: float = 0.5, repetitions: int = 5000) -> dict[str, float]:
+    """How often each verdict falls where the true effect is ``effect`` standard deviations of a paired difference."""
+    drawn = np.random.default_rng(0).normal(effect, 1.0, (repetitions, 20))
+    verdicts = [decide(gains, margin) for gains in drawn]
+    return {v: verdicts.count(v) / repetitions for v in ("PASS", "FAIL", "NULL")}
+
+
+def test_no_effect_passes_in_at_most_one_case_of_twenty() -> None:
+    assert 0.02 < rates(0.0)["PASS"] <= 0.05
+
+
+def test_an_effect_of_one_and_a_half_standard_deviations_passes() -> None:
+    assert rates(1.5, repetitions=2000)["PASS"] > 0.99
+
+
+def test_an_effect_the_other_way_fails() -> None:
+    assert rates(-1.0, repetitions=2000)["FAIL"] > 0.99
+
+
+def test_a_true_effect_as_large_as_the_margin_seldom_fails() -> None:
+    assert rates(0.5, repetitions=2000)["FAIL"] < 0.06
+
+
+@pytest.mark.parametrize(
+    ("gains", "last", "verdict"),
+    [
+        ([3.0, 3.1, 2.9, 3.0, 3.0], False, "PASS"),
+        ([0.0] * 5, False, "FAIL"),  # a technique that does nothing
+        ([-3.0, -3.1, -2.9, -3.0, -3.0], False, "FAIL"),  # its sign turned round
+        ([0.20, 0.21, 0.19, 0.20, 0.20], False, "FAIL"),  # real, but surely below the margin of 1
+        ([4.0, -3.0, 5.0, -1.0, 2.0], False, None),
+        ([4.0, -3.0, 5.0, -1.0, 2.0], True, "NULL"),
+    ],
+)
+def test_verdict_of_one_look(gains: list[float], last: bool, verdict: str | None) -> None:
+    assert judge(gains, 1.0, last) == verdict
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"), [(5, [5]), (7, [5, 7]), (10, [5, 10]), (20, [5, 10, 20]), (40, [5, 10, 40])]
+)
+def test_looks_at_most_three_times(seeds: int, expected: list[int]) -> None:
+    assert looks(seeds) == expected
+
+
+# ---- checking one claim
+def claim(run: Callable[[int], Mapping[str, Mapping[str, float]]], **changed: Any) -> Claim:
+    fields = {"margin": 1.0, **changed}
+    return Claim(paper="sam", statement="It helps.", arena="none", quantity="accuracy", run=run, **fields)
+
+
+def noisy(effect: float) -> Callable[[int], Mapping[str, Mapping[str, float]]]:
+    """Both arms share most of their noise, as paired arms do."""
+
+    def run(seed: int) -> Mapping[str, Mapping[str, float]]:
+        shared, one, two = np.random.default_rng(seed).normal(0, 1, 3)
+        return {"with": {"accuracy": 5 * shared + one + effect}, "without": {"accuracy": 5 * shared + two}}
+
+    return run
+
+
+def test_a_large_effect_stops_at_the_first_look() -> None:
+    outcome = check(claim(noisy(10.0)))
+    assert (outcome.verdict, outcome.seeds) == ("PASS", tuple(range(100, 105)))
+    assert outcome.estimate == pytest.approx(10, abs=2)
+    assert outcome.interval is not None
+    assert outcome.interval[0] < outcome.estimate < outcome.interval[1]
+
+
+def test_lower_turns_the_sign() -> None:
+    assert check(claim(noisy(-10.0), direction="lower")).verdict == "PASS"
+    assert check(claim(noisy(-10.0), direction="higher")).verdict == "FAIL"
+
+
+def test_undecided_after_twenty_seeds_is_null() -> None:
+    def run(seed: int) -> Mapping[str, Mapping[str, float]]:
+        return {"with": {"accuracy": 8.0 if seed % 2 else -6.0}, "without": {"accuracy": 0.0}}
+
+    outcome = check(claim(run))
+    assert (outcome.verdict, len(outcome.seeds)) == ("NULL", 20)
+
+
+def test_exact_claims_compare_every_error_with_the_tolerance() -> None:
+    def run(seed: int) -> Mapping[str, Mapping[str, float]]:
+        return {"errors": {"one": 1e-9, "two": 2e-6 if seed == 104 else 0.0}}
+
+    assert check(claim(run, kind="exact", tolerance=1e-5)).verdict == "PASS"
+    assert check(claim(run, kind="exact", tolerance=1e-6)).verdict == "FAIL"
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        {"with": {"accuracy": float("nan")}, "without": {"accuracy": 1.0}},
+        {"with": {"accuracy": 1.0}},
+        {"with": {"nll": 1.0}, "without": {"nll": 1.0}},
+    ],
+)
+def test_what_cannot_be_judged_is_an_error_and_no_verdict(measured: Mapping[str, Mapping[str, float]]) -> None:
+    with pytest.raises(ClaimError, match="sam"):
+        check(claim(lambda seed: measured))
+
+
+def test_a_claim_needs_a_margin_and_five_seeds() -> None:
+    with pytest.raises(ValueError, match="margin above 0"):
+        claim(noisy(0), margin=0.0)
+    with pytest.raises(ValueError, match="tolerance above 0"):
+        claim(noisy(0), kind="exact")
+    with pytest.raises(ValueError, match="at least 5 different seeds"):
+        claim(noisy(0), seeds=(1, 2, 3, 4, 4))
+
+
+# ---- arenas
+def test_wrong_labels_are_wrong_and_as_many_as_asked_for() -> None:
+    sample = digits(3, 1200, wrong=0.4)
+    share = float((sample.y != sample.clean).float().mean())
+    assert 0.35 < share < 0.45
+    assert torch.equal(digits(3, 1200).y, sample.clean)
+    assert len(sample.x_test) == 597
+
+
+def test_training_is_a_function_of_the_seed() -> None:
+    sample = mixture(1, rows=64)
+
+    def weights(seed: int) -> torch.Tensor:
+        model = fit(mlp(seed, 20, 8, 10), sample, seed=seed, epochs=2, lr=1e-2)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    torch.manual_seed(5)
+    one = weights(1)
+    torch.manual_seed(6)
+    assert torch.equal(one, weights(1))
+    assert not torch.equal(one, weights(2))
+
+
+def test_the_test_set_is_never_trained_on() -> None:
+    sample = digits(0, 1200)
+    rows = {tuple(r) for r in sample.x.tolist()}
+    both = sum(tuple(r) in rows for r in sample.x_test.tolist())
+    assert both == 0
+    assert isinstance(sample, Sample)
+
+
+# ---- declarations and committed evidence
+def test_every_paper_that_a_technique_cites_has_a_claim() -> None:
+    cited = {id for cls in catalogue().values() if cls.family != "user" for id in cls.paper}
+    assert cited == set(CLAIMED)
+    assert len(CLAIMED) >= 21
+
+
+@pytest.mark.parametrize("id", CLAIMED)
+def test_claim_is_about_its_paper(id: str) -> None:
+    declared = evidence.claim_of(id)
+    assert declared.paper == id
+    assert id in papers()
+    modules = {module for module, _ in reached(declared.run.__module__)}
+    assert modules & {cls.__module__ for cls in catalogue().values() if id in cls.paper}, "it never uses the technique"
+
+
+@pytest.mark.parametrize("id", CLAIMED)
+def test_committed_evidence_is_from_this_code(id: str) -> None:
+    found, declared = evidence.read(id), evidence.claim_of(id)
+    assert found is not None, f"run `wellposed reproduce {id}`"
+    assert not evidence.is_stale(found), f"the code has changed: run `wellposed reproduce {id}`"
+    for name in ("statement", "arena", "kind", "quantity"):
+        assert found[name] == getattr(declared, name)
+    assert tuple(found["seeds"]) == declared.seeds[: len(found["seeds"])]
+    assert len(found["seeds"]) in LOOKS
+    assert found["verdict"] in evidence.in_words(found)
+    if declared.kind == "exact":
+        largest = max(max(errors) for errors in found["arms"]["errors"].values())
+        assert found["estimate"] == largest
+        assert found["verdict"] == ("PASS" if largest <= declared.tolerance else "FAIL")
+        return
+    assert (found["margin"], found["direction"]) == (declared.margin, declared.direction)
+    gains = differences(found["arms"], declared.quantity, declared.direction)
+    assert found["differences"] == pytest.approx(gains, rel=1e-5)
+    done = len(gains)
+    assert all(judge(gains[:n], declared.margin, last=False) is None for n in LOOKS if n < done)
+    assert found["verdict"] == judge(gains, declared.margin, last=done == len(declared.seeds))
+
+
+@pytest.mark.parametrize("id", ["comp-sum-losses", "poly-loss"])  # the quick ones
+def test_exact_claims_hold_on_fresh_seeds(id: str) -> None:
+    assert check(evidence.claim_of(id), range(900, 905)).verdict == "PASS"
+
+
+# ---- reproducing
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Any]], None]:
+    """Put a quick run in place of the claim of SAM."""
+
+    def put(run: Callable[[int], Any]) -> None:
+        monkeypatch.setattr("wellposed.papers.claims.sam.CLAIM", claim(run))
+
+    return put
+
+
+def test_reproducing_writes_and_compares(tmp_path: Path, stand_in: Callable[[Callable[[int], Any]], None]) -> None:
+    stand_in(noisy(10.0))
+    [first] = reproduce.reproduce(["sam"], jobs=1, folder=tmp_path)
+    assert (first.verdict, first.before, first.failed) == ("PASS", None, False)
+    text = (tmp_path / "sam.json").read_text()
+    assert text == json.dumps(json.loads(text), indent=1, sort_keys=True) + "\n"
+    stand_in(noisy(-10.0))
+    [second] = reproduce.reproduce(["sam"], jobs=1, folder=tmp_path)
+    assert (second.verdict, second.failed) == ("FAIL", True)
+    assert (reproduce.exit_code([first]), reproduce.exit_code([first, second])) == (0, 3)
+    assert second.document()["before"] == "PASS"
+    assert "was PASS" in str(second)
+    [third] = reproduce.reproduce(["sam"], jobs=1, folder=tmp_path)
+    assert (third.verdict, third.failed) == ("FAIL", False)  # recorded already: shown, but nothing new
+
+
+def test_a_crash_is_the_result_of_its_claim(tmp_path: Path, stand_in: Callable[[Callable[[int], Any]], None]) -> None:
+    stand_in(lambda seed: {}[seed])
+    told: list[str] = []
+    results = reproduce.reproduce(
+        ["sam", "poly-loss"], jobs=1, folder=tmp_path, on_result=lambda result: told.append(result.id)
+    )
+    assert [r.verdict for r in results] == ["ERROR", "PASS"]
+    assert reproduce.exit_code(results) == 1
+    assert results[0].document()["evidence"] is None
+    assert "KeyError" in str(results[0])
+    assert told == ["sam", "poly-loss"]
+    assert [p.name for p in tmp_path.iterdir()] == ["poly-loss.json"]
+
+
+def test_other_seeds_leave_the_evidence_alone(stand_in: Callable[[Callable[[int], Any]], None]) -> None:
+    stand_in(noisy(10.0))
+    path = evidence.FOLDER / "sam.json"
+    before = path.read_bytes()
+    [result] = reproduce.reproduce(["sam"], seeds=6, first_seed=7, jobs=1)
+    assert result.found is not None
+    assert result.found["seeds"] == [7, 8, 9, 10, 11]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: reproduce.reproduce(["samm"]), "no claim for 'samm'"),
+        (lambda: reproduce.reproduce(["sam"], seeds=3), "at least 5 paired seeds"),
+        (lambda: reproduce.reproduce(["sam"], first_seed=-1), "seeds are 0, 1, 2"),
+        (lambda: reproduce.reproduce(["sam"], folder=Path("nowhere")), "nowhere is no folder"),
+        (lambda: reproduce.chosen(), "name papers"),
+        (lambda: reproduce.chosen(["sam"], all=True), "name papers"),
+        (lambda: reproduce.chosen(family="rl"), "no claim in family 'rl'"),
+    ],
+)
+def test_bad_input_is_told_in_a_sentence(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        call()
+
+
+def test_choosing_claims() -> None:
+    assert reproduce.chosen(all=True) == CLAIMED
+    assert reproduce.chosen(["sam", "elr", "sam"]) == ["elr", "sam"]
+    assert "sam" in reproduce.chosen(family="smoothness")
+    assert reproduce.chosen(stale=True) == []
+
+
+def test_what_show_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told = evidence.shown("elr")
+    assert evidence.claim_of("elr").statement in told
+    assert "PASS" in told
+    assert "stale" not in told
+    assert evidence.shown("a2mim") == "no claim has been written for a2mim yet"
+    monkeypatch.setattr(evidence, "code_hash", lambda id: "0" * 16)
+    assert evidence.shown("elr").endswith("stale: the code has changed since")
+    monkeypatch.setattr(evidence, "FOLDER", tmp_path)
+    assert "not run yet" in evidence.shown("elr")
+    monkeypatch.setattr(evidence, "FOLDER", tmp_path / "nowhere")
+    assert "kept in the repository (evidence/elr.json)" in evidence.shown("elr")
+
+
+def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
+    assert evidence.read("sam", tmp_path) is None
+    for text in ("{", "[]", '{"schema": 99, "id": "sam"}', '{"schema": 1, "id": "elr"}'):
+        (tmp_path / "sam.json").write_text(text)
+        with pytest.raises(BadInput, match="reproduce sam"):
+            evidence.read("sam", tmp_path)
+
+
+# ---- the fingerprint
+@pytest.fixture
+def edited(tmp_path: Path) -> Callable[[str, str, str], str]:
+    """The fingerprint of ELR's claim in a copy of the package in which one text is replaced."""
+
+    def fingerprint_after(file: str, old: str, new: str) -> str:
+        source = tmp_path / str(len(list(tmp_path.iterdir()))) / "wellposed"
+        shutil.copytree(SOURCE, source, ignore=shutil.ignore_patterns("__pycache__"))
+        path = source / file
+        text = path.read_text("utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new), "utf-8")
+        return fingerprint("wellposed.papers.claims.elr", source)
+
+    return fingerprint_after
+
+
+def test_fingerprint_follows_the_code_that_is_used(edited: Callable[[str, str, str], str]) -> None:
+    now = evidence.code_hash("elr")
+    for file, old, new in [
+        ("objectives/elr.py", "return torch.log1p(-(", "return torch.log1p(+("),
+        ("papers/arenas.py", "epochs=60, lr=2e-3", "epochs=61, lr=2e-3"),
+        ("papers/claims/elr.py", "margin=6.0", "margin=0.1"),
+        ("workbench/metrics.py", "return 100 * float((logits.argmax", "return 99 * float((logits.argmax"),
+    ]:
+        assert edited(file, old, new) != now, file
+
+
+def test_fingerprint_ignores_comments_docstrings_and_what_is_not_used(edited: Callable[[str, str, str], str]) -> None:
+    now = evidence.code_hash("elr")
+    for file, old, new in [
+        ("objectives/elr.py", "Early-learning regularization: hold on", "ELR: hold on"),
+        ("papers/arenas.py", "(128, 128), epochs=60, lr=1e-3", "(64, 64), epochs=60, lr=1e-3"),  # another arena
+        ("papers/arenas.py", "# ---- data", "# ---- the data"),
+        ("smoothness/sam.py", "1e-12", "1e-9"),
+        ("core/step.py", "zlib.crc32(repr(key)", "zlib.adler32(repr(key)"),
+    ]:
+        assert edited(file, old, new) == now, file
