@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: compare test lint docs bench wheel clean
+.PHONY: compare test lint docs bench evidence wheel clean
 
 compare: $(VENV)/.workbench  ## the main job: which technique helps?
 	$(BIN)/wellposed compare $(ARGS)
@@ -25,6 +25,9 @@ docs: $(VENV)/.docs  ## the site, into site/
 
 bench: $(VENV)/.test  ## engine overhead, and each technique's cost beside its passes
 	$(BIN)/python benchmarks/run.py
+
+evidence: $(VENV)/.workbench  ## every claim again, on its frozen seeds
+	$(BIN)/wellposed reproduce --all $(ARGS)
 
 wheel: $(VENV)/.workbench  ## a wheel, into dist/
 	$(PIP) build

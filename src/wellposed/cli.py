@@ -159,6 +159,31 @@ def show(
         print_card(found, Console(highlight=False))
 
 
+@app.command()
+def reproduce(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Papers whose claims to run.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every paper that has a claim.")] = False,
+    stale: Annotated[bool, typer.Option("--stale", help="Those whose code changed since, or never run.")] = False,
+    family: Annotated[str | None, typer.Option(help="Those of this family.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="At most so many paired seeds, at least 5.")] = None,
+    first_seed: Annotated[int | None, typer.Option(help="Fresh seeds from here on; evidence is left alone.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Worker processes. Default: one a core.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+    strict: Annotated[bool, typer.Option(help="Exit 4 if a claim is undecided.")] = False,
+) -> None:
+    """Run papers' claims again and compare with the evidence in the repository."""
+    from .papers import reproduce as claims
+
+    results = claims.reproduce(
+        claims.chosen(ids or (), all=all_, stale=stale, family=family), seeds=seeds, first_seed=first_seed, jobs=jobs,
+        on_result=(lambda r: None) if json_ else (lambda r: print(r, flush=True)),
+    )  # fmt: skip
+    if json_:
+        print(json.dumps([r.document() for r in results], indent=1, sort_keys=True))
+    if code := claims.exit_code(results, strict):
+        raise typer.Exit(code)
+
+
 def _quote(text: str) -> str:
     import shlex
 

@@ -45,7 +45,8 @@ def knob(
     )
 
 
-@dataclass_transform(kw_only_default=True, field_specifiers=(dataclasses.field, knob))
+# knob stays out of the specifiers: checkers would not see its positional default and ask for every argument.
+@dataclass_transform(kw_only_default=True, field_specifiers=(dataclasses.field,))
 class Method(nn.Module):
     """Base of every technique. Concrete methods are final; their hyper-parameters are dataclass fields.
 

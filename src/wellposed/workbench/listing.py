@@ -10,7 +10,7 @@ from ..core import Method
 from ..core.card import card
 from ..core.method import fields_of
 from ..core.registry import catalogue, find
-from ..papers import papers
+from ..papers import evidence, papers
 from .errors import BadInput
 from .rows import row_id
 
@@ -47,7 +47,7 @@ def entry(cls: type[Method]) -> dict[str, Any]:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Paper facts and the cards of all techniques that serve a catalogue id, or of one class.
+    """Paper facts, the cards of all techniques that serve a catalogue id (or of one class), and the evidence.
 
     Raises:
         BadInput: for a name that is neither.
@@ -60,7 +60,8 @@ def describe(name: str) -> dict[str, Any]:
     if not served and row is not None:
         raise BadInput(f"'{name}' ({row['title']}) is in the catalogue but not built yet")
     parts = [{**entry(cls), "card": dataclasses.asdict(card(cls))} for cls in served]
-    return {"paper": row, "parts": parts}
+    ids = [row["id"]] if row else []
+    return {"paper": row, "parts": parts, "evidence": {id: evidence.read(id) for id in ids}}
 
 
 def print_listing(rows: list[dict[str, Any]], console: Console) -> None:
@@ -82,10 +83,10 @@ def print_card(found: dict[str, Any], console: Console) -> None:
     """Paper and cards as readable text."""
     if found["paper"]:
         paper = found["paper"]
-        console.print(f"[bold]{paper['title']}[/bold]")
+        console.print(paper["title"], style="bold", markup=False)
         console.print(f"{paper['id']}   arXiv {paper['arxiv']}   {paper['year']}   {paper['family']}\n")
     for part in found["parts"]:
-        console.print(f"[bold]{part['name']}[/bold]: {part['card']['summary']}", markup=True)
+        console.print(f"{part['name']}: {part['card']['summary']}", style="bold", markup=False)
         for section, text in part["card"].items():
             if section != "summary":
                 console.print(f"\n{section.capitalize()}", style="bold")
@@ -93,6 +94,9 @@ def print_card(found: dict[str, Any], console: Console) -> None:
         defaults = json.dumps(part["defaults"], default=repr)
         console.print(f"\nslots {', '.join(part['slots'])}   scope {part['scope']}   passes {part['passes']:.3g}")
         console.print(f"defaults {defaults}\n", markup=False)
+    for id in found["evidence"]:
+        console.print("Evidence", style="bold")
+        console.print(evidence.shown(id), markup=False)
 
 
 def _plain(value: Any) -> Any:
