@@ -86,8 +86,8 @@ class Dispersive(Method, paper="dispersive-loss"):
         reports better samples of large image models.
 
     Avoid:
-        Expecting better samples on small problems (null in two dimensions, the denoising loss slightly worse) or a
-        higher effective rank, which fell by a quarter. Tapping a layer behind a normalisation, where the spread is
+        Expecting better samples on small problems (null in two dimensions) or a higher effective rank, which moved
+        either way, by a tenth to a quarter. Tapping a layer behind a normalisation, where the spread is
         fixed; before one, scale alone lowers the loss.
 
     Defaults:

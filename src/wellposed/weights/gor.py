@@ -60,7 +60,7 @@ class GOR(Method, paper="gor"):
         "inter" is the full soft orthogonality, at C / groups times the cost.
 
     Helps:
-        Wrong labels on small nets (7 points at 40 % with strength 0.01 to 0.1 and 8 groups); built for nets with
+        Wrong labels on small nets (7 to 15 points at 40 %, with strength 0.01 to 0.1 and 8 groups); built for nets with
         GroupNorm and for adapters.
 
     Avoid:
