@@ -90,8 +90,9 @@ class VanishingGradientPenalty(Method, paper="gradient-clipping-omega"):
         recurrent weights ended at 1.14 instead of 1.41, in 10 of 10 seeds.
 
     Avoid:
-        Counting on accuracy: on top of clipping the gain on that task varies with its length and the seed (+9 to
-        +26 points in three sets of five seeds, with sd 14 and 21 where that was recorded). Gated cells (LSTM, GRU), for which it is not defined. Without gradient clipping.
+        Counting on accuracy: on top of clipping the gain on that task varies with its length and the seeds (+9 to
+        +26 points in three sets of five, with sd 14 and 21 where that was recorded). Gated cells (LSTM, GRU), for
+        which it is not defined. Without gradient clipping.
 
     Defaults:
         strength 2 and squared norms: the authors' code, which does not decay the strength.

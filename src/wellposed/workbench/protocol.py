@@ -31,7 +31,7 @@ DECIDABLE = 5  # with fewer seeds 2^-n > .05: nothing can be significant
 _BLOCK = 1000  # seeds reserved for each purpose, so that purposes never share a seed whatever the plan
 
 Scores = Mapping[str, Any]
-"""Of a run: "last", "selected" (the metric on test data at that epoch), "validation" and perhaps its standard "error"."""
+"""Of a run: "last", "selected" (metric on test data at that epoch), "validation" and perhaps its standard "error"."""
 
 
 class ProtocolError(RuntimeError):
