@@ -1,6 +1,6 @@
-"""Cost of the engine: a composed empty recipe against a hand-written loop, interleaved in one run.
+"""Cost of the engine: a composed empty recipe against a hand-written loop on multilayer perceptrons.
 
-Prints the ratio of medians over rounds, and the smallest and largest ratio of a round.
+JSON goes to stdout, a line per size to stderr.
 """
 
 from __future__ import annotations
@@ -8,25 +8,24 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import wellposed as wp
+from timing import machine, race
 
-ROUNDS, STEPS = 41, 60
+SIZES = ((64, 32), (128, 32), (128, 128), (256, 128))  # width, batch
+BUILDS = 7  # where the weights happen to lie in memory moves a step by a few percent, so each race is run anew
 
 
 def net(width: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
-    )
+    return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
 
 
-def hand(width: int, batch: dict[str, torch.Tensor]) -> Callable[[], float]:
+def hand(width: int, batch: dict[str, Tensor]) -> Callable[[], float]:
     model = net(width)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
@@ -40,43 +39,33 @@ def hand(width: int, batch: dict[str, torch.Tensor]) -> Callable[[], float]:
     return step
 
 
-def composed(width: int, batch: dict[str, torch.Tensor], *methods: wp.Method) -> Callable[[], object]:
+def composed(width: int, batch: dict[str, Tensor]) -> Callable[[], object]:
     model = net(width)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    recipe = wp.Recipe(*methods).attach(model, wp.Classify(10))
+    recipe = wp.Recipe().attach(model, wp.Classify(10))
     return lambda: recipe.step(batch, optimizer)
 
 
-def race(first: Callable[[], object], second: Callable[[], object]) -> dict[str, float]:
-    """Time both in alternating order; ratios of second to first."""
-    times: list[tuple[float, float]] = []
-    for i in range(ROUNDS):
-        pair = [0.0, 0.0]
-        for which in (0, 1) if i % 2 else (1, 0):
-            begin = time.perf_counter()
-            for _ in range(STEPS):
-                (first, second)[which]()
-            pair[which] = (time.perf_counter() - begin) / STEPS
-        times.append((pair[0], pair[1]))
-    ratios = sorted(b / a for a, b in times[3:])
-    a, b = min(t[0] for t in times), min(t[1] for t in times)
-    return {
-        "ratio": round(statistics.median(ratios), 4), "least": round(ratios[0], 4), "most": round(ratios[-1], 4),
-        "ratio_of_best": round(b / a, 4), "hand_us": round(a * 1e6, 1), "ours_us": round(b * 1e6, 1),
-    }  # fmt: skip
-
-
-def main() -> None:
-    torch.set_num_threads(1)
+def measure() -> list[dict[str, float]]:
     torch.manual_seed(0)
     rows = []
-    for width, size in ((64, 32), (128, 32), (128, 128), (256, 128)):
+    for width, size in SIZES:
         batch = {"x": torch.randn(size, 64), "y": torch.randint(0, 10, (size,))}
-        rows.append({"width": width, "batch": size, **race(hand(width, batch), composed(width, batch))})
-        print(json.dumps(rows[-1]), file=sys.stderr)
-    json.dump({"overhead": rows}, sys.stdout, indent=1)
-    print()
+        races = [race(hand(width, batch), composed(width, batch), rounds=7, steps=30, warm=30) for _ in range(BUILDS)]
+        row: dict[str, float] = {"width": width, "batch": size, "builds": BUILDS}
+        row |= {k: round(statistics.median(r[k] for r in races), 4) for k in ("ratio", "quiet", "plain_us", "other_us")}
+        row |= {"least": min(r["least"] for r in races), "most": max(r["most"] for r in races)}
+        rows.append(row)
+        print(
+            f"engine, MLP 64-{width}-{width}-10, batch {size:3d}: {row['ratio']:.3f} of a hand-written loop "
+            f"[{row['least']:.3f}, {row['most']:.3f}], undisturbed {row['quiet']:.3f} "
+            f"({row['other_us'] - row['plain_us']:+.0f} us of {row['plain_us']:.0f})",
+            file=sys.stderr,
+        )
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    json.dump({"machine": machine(), "overhead": measure()}, sys.stdout, indent=1)
+    print()
