@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import wellposed as wp
+from wellposed.augmentation._dropping import dropped
 from wellposed.augmentation.dropout import Dropout
 from wellposed.augmentation.gaussian_noise import GaussianNoise
 from wellposed.augmentation.masksub import MaskSub, distillation_loss, random_mask
@@ -130,6 +131,29 @@ def test_kept_activations_are_scaled() -> None:
     recipe.step(batch, optimizer)
     kept = recorder.seen[0] != 0
     torch.testing.assert_close(recorder.seen[0][kept], 2 * plain[kept])
+
+
+@pytest.mark.parametrize("p", [0.0, 0.003, 0.1, 0.5, 0.99])
+def test_entries_drop_independently_with_the_asked_probability(p: float) -> None:
+    torch.manual_seed(0)
+    n = 400_003
+    out = dropped(torch.ones(n, dtype=torch.float64), p)
+    kept = (out > 0).double()
+    assert abs(kept.mean() - (1 - p)) <= 4 * math.sqrt(p * (1 - p) / n)
+    assert out.max() * (1 - p) == pytest.approx(1, rel=1e-6)  # the mean stays
+    for lag in (1, 2, 3, 4):
+        together = (kept[lag:] * kept[:-lag]).mean()
+        assert abs(together - (1 - p) ** 2) <= 8 * math.sqrt(p * (1 - p) / n)
+
+
+def test_dropping_keeps_dtype_and_is_linear() -> None:
+    x = torch.randn(5, 7, 3, dtype=torch.float64, generator=generator()).transpose(0, 1).requires_grad_()
+    y = dropped(x, 0.4)
+    (g,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(y, x * g)
+    assert set(g.unique().tolist()) <= {0.0, float(torch.tensor(1 / 0.6))}
+    assert dropped(torch.ones(3, 5, dtype=torch.bfloat16), 0.5).dtype == torch.bfloat16
+    assert dropped(torch.empty(0, 4), 0.5).shape == (0, 4)
 
 
 def test_extra_passes_repeat_the_masks_and_steps_do_not() -> None:

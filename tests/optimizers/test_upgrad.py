@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import wellposed as wp
+from wellposed.optimizers import upgrad as module
 from wellposed.optimizers.upgrad import (
     UPGrad,
     dual_proj_weights,
@@ -162,6 +163,84 @@ def test_step_equals_a_loop_over_rows(groups: int | None) -> None:
     moved = before - torch.cat([p.detach().flatten() for p in ours.parameters()])
     assert torch.allclose(moved, expected, rtol=0, atol=1e-12)
     assert float(terms["task"]) == pytest.approx(rows.mean().item())
+
+
+def chain(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    if kind == "mlp":
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 9), nn.ReLU(inplace=True), nn.Linear(9, 3, bias=False)
+        ).double()
+    if kind == "tokens":  # the layers see the rows of the image, eight positions for each sample
+        return nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 5), nn.Tanh(), nn.Flatten(), nn.Linear(40, 3)).double()
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2, padding=(1, 0), dilation=(1, 2)), nn.GELU(), nn.Sequential(nn.MaxPool2d(2)),
+        nn.Conv2d(4, 5, 1), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(10, 3),
+    ).double()  # fmt: skip
+
+
+def moved_by(model: nn.Module, method: UPGrad, *others: wp.Method, steps: int = 2) -> Tensor:
+    recipe = wp.Recipe(method, *others).attach(model, wp.Classify(classes=3))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(steps):
+        recipe.step(images(), optimizer)
+    recipe.detach()
+    assert not any(m._forward_hooks for m in model.modules())
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("frozen", [None, 0, 2])
+@pytest.mark.parametrize("groups", [None, 4])
+@pytest.mark.parametrize("kind", ["mlp", "tokens", "conv"])
+def test_one_backward_pass_gives_the_gramian_of_the_jacobian(
+    kind: str, groups: int | None, frozen: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def model() -> nn.Module:
+        net = chain(kind)
+        if frozen is not None:
+            list(net.parameters())[frozen].requires_grad_(False)
+        return net
+
+    with monkeypatch.context() as m:
+        m.setattr(module, "_jacobian", None)  # calling it would fail
+        found = moved_by(model(), UPGrad(groups=groups))
+    monkeypatch.setattr(module.Rowwise, "gramian", lambda self, rows: None)
+    assert torch.allclose(found, moved_by(model(), UPGrad(groups=groups)), rtol=0, atol=1e-10)
+
+
+class Centred(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(0))
+
+
+class Double(wp.Method):
+    def penalty(self, step: wp.Step) -> Tensor:
+        return step.task.loss(step.forward(), step.batch)
+
+
+@pytest.mark.parametrize("case", ["twice", "tied", "coupled", "parametrised", "penalty", "hooked", "norm"])
+def test_what_one_backward_pass_cannot_give_goes_by_the_jacobian(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        a, b = nn.Linear(64, 64), nn.Linear(64, 64)
+        if case == "tied":
+            b.weight = a.weight
+        middle = {"twice": a, "coupled": Centred(64, 64), "norm": nn.BatchNorm1d(64)}.get(case, b)
+        net = nn.Sequential(nn.Flatten(), a, nn.Tanh(), middle, nn.Tanh(), nn.Linear(64, 3)).double()
+        if case == "parametrised":
+            nn.utils.parametrizations.weight_norm(a)
+        if case == "hooked":
+            a.register_forward_hook(lambda module, args, out: out - out.mean(0))
+        return net
+
+    others = [Double()] if case == "penalty" else []
+    calls = []
+    jacobian = module._jacobian
+    monkeypatch.setattr(module, "_jacobian", lambda *args, **kwargs: calls.append(1) or jacobian(*args, **kwargs))
+    net = model()
+    recipe = wp.Recipe(UPGrad(), *others).attach(net, wp.Classify(classes=3))
+    recipe.step(images(), torch.optim.SGD(net.parameters(), lr=0.1))
+    assert calls
 
 
 def test_samples_without_weight_do_not_count() -> None:

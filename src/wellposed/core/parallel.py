@@ -116,9 +116,10 @@ def replayed(seed: int, device: torch.device) -> Iterator[None]:
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Normalise by the batch as in training, but leave running statistics and power iterations alone."""
-    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    active = [m for m in model.modules() if isinstance(m, _NormBase | _SpectralNorm) and m.training]
+    norms = [m for m in active if isinstance(m, _NormBase) and m.track_running_stats]
     instance = [(m, m.momentum) for m in norms if isinstance(m, _InstanceNorm)]  # these write whatever the flag says
-    spectral = [m for m in model.modules() if isinstance(m, _SpectralNorm) and m.training]
+    spectral = [m for m in active if isinstance(m, _SpectralNorm)]
     for n in norms:
         n.track_running_stats = False
     for i, _ in instance:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..core import Method, Step, knob
+from ..core import Method, Step, Task, knob
+from ._rowwise import Rowwise
 
 __all__ = [
     "UPGrad",
@@ -141,29 +143,33 @@ def _nonnegative(h: Tensor, linear: Tensor) -> Tensor:
 
     Block principal pivoting (Kim, Park 2011, SIAM J. Sci. Comput. 33): guess which entries are free, solve for them,
     and exchange all that came out with the wrong sign; where that stops helping, only the last of them, which ends
-    after finitely many exchanges for a positive definite H.
+    after finitely many exchanges for a positive definite H. In numpy, whose calls on small arrays cost least.
     """
-    rows, m = linear.shape
     tolerance = 1e-10  # entries of H are at most about 1; below this a sign is rounding
-    result = torch.zeros_like(linear)
-    unsolved, free = torch.arange(rows), torch.zeros(rows, m, dtype=torch.bool)
-    fewest, patience = torch.full((rows,), m + 1), torch.full((rows,), 3)
+    hessian, slope = h.numpy(), linear.numpy()
+    m = slope.shape[1]
+    result, eye = np.zeros_like(slope), np.eye(m)
+    unsolved = np.flatnonzero((slope > 0).any(1))  # u = 0 solves the others
+    free = slope[unsolved] > 0
+    fewest, patience = np.full(len(unsolved), m + 1), np.full(len(unsolved), 3)
     for _ in range(100 + 10 * m):
-        c, f = linear[unsolved], free.to(h.dtype)
-        u = torch.linalg.solve(f[:, :, None] * h * f[:, None, :] + torch.diag_embed(1 - f), f * c)
-        result[unsolved] = u
-        wrong = torch.where(free, u, u @ h - c) < -tolerance
-        count = wrong.sum(1)
-        if not count.any():
+        if not len(unsolved):
             break
-        better = count < fewest
-        patience = torch.where(better, 3, patience - 1)
-        fewest = torch.minimum(fewest, count)
-        last = wrong & (torch.arange(m) == m - 1 - wrong.flip(1).int().argmax(1)[:, None])
-        free = free ^ torch.where((patience >= 0)[:, None], wrong, last)
+        c = slope[unsolved]
+        system = np.where(free[:, :, None] & free[:, None, :], hessian, eye)
+        u = np.linalg.solve(system, np.where(free, c, 0.0)[:, :, None])[:, :, 0]
+        result[unsolved] = u
+        wrong = np.where(free, u, u @ hessian - c) < -tolerance
+        count = wrong.sum(1)
         left = count > 0
-        unsolved, free, fewest, patience = unsolved[left], free[left], fewest[left], patience[left]
-    return result.clamp(min=0)
+        unsolved, free, wrong, count, fewest, patience = (
+            v[left] for v in (unsolved, free, wrong, count, fewest, patience)
+        )
+        patience = np.where(count < fewest, 3, patience - 1)
+        fewest = np.minimum(fewest, count)
+        last = wrong & (np.arange(m) == m - 1 - wrong[:, ::-1].argmax(1)[:, None])
+        free = free ^ np.where((patience >= 0)[:, None], wrong, last)
+    return torch.from_numpy(result.clip(min=0))
 
 
 class UPGrad(Method, paper="upgrad"):
@@ -188,8 +194,9 @@ class UPGrad(Method, paper="upgrad"):
         constants 1e-4 are the authors'.
 
     Cost:
-        One forward pass and a backward pass per row: rows times the gradient's memory, and a small quadratic program
-        on the CPU (the device is waited for once). ``groups`` bounds it.
+        In chains of linear layers and 2-d convolutions a further backward pass by the activations alone. In any other
+        model, or beside methods that act on single losses, a backward pass per row and rows times the gradient's
+        memory; ``groups`` bounds it. A small quadratic program on the CPU (the device is waited for once).
 
     Reference:
         Quinton, Rey 2024, Jacobian Descent for Multi-Objective Optimization, arXiv 2406.16232, Eq. 5 and section 5.
@@ -204,6 +211,14 @@ class UPGrad(Method, paper="upgrad"):
     stops = True
 
     groups: int | None = knob(None, low=1)
+
+    def setup(self, model: nn.Module, task: Task) -> None:
+        self.rowwise = Rowwise()
+        if self.groups != 1:
+            self.rowwise.insert(model, task)
+
+    def teardown(self, model: nn.Module) -> None:
+        self.rowwise.remove()
 
     def gradient(self, compute: Callable[[], None], step: Step) -> None:
         if self.groups == 1:
@@ -220,12 +235,20 @@ class UPGrad(Method, paper="upgrad"):
             member = (group == torch.arange(count, device=rows.device)[:, None]) * share
             size = member.sum(1)
             member = member / size.clamp(min=torch.finfo(size.dtype).tiny)[:, None]
-            jacobian = _jacobian((member * rows).sum(1), params, retain=True)
-            return upgrad_weights(gramian(j for j in jacobian if j is not None), size).to(rows) @ member
+            single = self.rowwise.gramian(rows)
+            if single is None:
+                jacobian = _jacobian((member * rows).sum(1), params, retain=True)
+                gram = gramian(j for j in jacobian if j is not None)
+            else:
+                gram = member.to(single) @ single @ member.to(single).T
+            return upgrad_weights(gram, size).to(rows) @ member
 
-        with step.weighing(weigh):
+        with self.rowwise.watching(m for m in step.recipe.listed if m is not self), step.weighing(weigh):
             compute()
 
     def passes(self) -> float:
-        """One backward pass a row and the usual pass; for batches of 32 where every example is a row."""
-        return 1.0 if self.groups == 1 else 1.0 + 2 / 3 * (self.groups or 32)
+        """One or all rows' backward passes beside the usual pass; in unknown models, for batches of 32 rows."""
+        if self.groups == 1:
+            return 1.0
+        known = "rowwise" in self.__dict__ and self.rowwise.layers
+        return 1.0 + (1 / 3 if known else 2 / 3 * (self.groups or 32))

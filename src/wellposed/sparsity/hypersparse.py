@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,9 +35,16 @@ def hypersparse_loss(weights: Sequence[Tensor], prune_rate: float) -> Tensor:
     size = size.to(torch.promote_types(size.dtype, torch.float32)).abs()
     total = size.detach().sum()
     tiny = torch.finfo(size.dtype).tiny ** 0.5
-    quantile = size.detach().kthvalue(max(1, round(prune_rate * len(size)))).values
+    quantile = _smallest(size.detach(), max(1, round(prune_rate * len(size))))
     reached = torch.tanh(size * (INFLECTION / quantile.clamp_min(tiny))).sum()
     return total * (reached / reached.detach().clamp_min(tiny) - 1)
+
+
+def _smallest(values: Tensor, k: int) -> Tensor:
+    """The k-th smallest of ``values`` (n,), a scalar."""
+    if values.device.type != "cpu":
+        return values.kthvalue(k).values
+    return torch.from_numpy(np.partition(values.numpy(), k - 1))[k - 1]  # selects several times as fast as torch
 
 
 @torch.no_grad()
