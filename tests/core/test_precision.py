@@ -58,7 +58,9 @@ def scaled(*methods: wp.Method, init: float = 1024.0, **attach):
 
 
 @pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("around", [[], [wp.SAM], [wp.SAM, ClipNorm], [ClipNorm, wp.SAM]], ids=str)
+@pytest.mark.parametrize(
+    "around", [[], [wp.SAM], [wp.SAM, ClipNorm], [ClipNorm, wp.SAM], [wp.DecoupledWeightDecay]], ids=str
+)
 @pytest.mark.parametrize("split", [1, 3])
 def test_an_overflow_skips_the_update_and_lowers_the_scale(around: list, late: bool, split: int) -> None:
     if late and wp.SAM not in around:

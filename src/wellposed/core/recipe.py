@@ -212,9 +212,7 @@ class Recipe(nn.Module):
             compute = partial(m.gradient, compute, step)
         try:
             compute()
-            for action in step.deferred.values():
-                action()
-            if self._advance(optimizer):
+            if self._advance(optimizer, step):
                 for m in self._on["update"]:
                     m.update(step)
         finally:
@@ -341,14 +339,24 @@ class Recipe(nn.Module):
         if grads:
             torch._foreach_mul_(grads, factor)
 
-    def _advance(self, optimizer: torch.optim.Optimizer) -> bool:
+    def _advance(self, optimizer: torch.optim.Optimizer, step: Step) -> bool:
         """The optimizer's step; False where a gradient scaler found an overflow and skipped it."""
         if self.scaler is None:
+            for action in step.deferred.values():
+                action()
             optimizer.step()
             return True
         scale = self.scaler.get_scale()
         self._rescale(optimizer, scale)  # the scaler insists on unscaling by itself; powers of two lose nothing
-        self.scaler.step(optimizer)
+        hooks = [
+            optimizer.register_step_pre_hook(lambda *_, act=action: act())  # type: ignore[misc]
+            for action in step.deferred.values()  # a skipped step skips them, too
+        ]
+        try:
+            self.scaler.step(optimizer)
+        finally:
+            for hook in hooks:
+                hook.remove()
         self.scaler.update()
         return self.scaler.get_scale() >= scale
 
