@@ -349,7 +349,7 @@ class Recipe(nn.Module):
         scale = self.scaler.get_scale()
         self._rescale(optimizer, scale)  # the scaler insists on unscaling by itself; powers of two lose nothing
         hooks = [
-            optimizer.register_step_pre_hook(lambda *_, act=action: act())  # type: ignore[misc]
+            optimizer.register_step_pre_hook(lambda *_, act=action: act())
             for action in step.deferred.values()  # a skipped step skips them, too
         ]
         try:
