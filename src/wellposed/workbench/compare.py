@@ -40,6 +40,10 @@ CONTENTION = 1.4
 """How much slower a run gets when every core has one."""
 
 
+START = 5.0
+"""Seconds until the worker processes are up."""
+
+
 @dataclass(frozen=True)
 class Request:
     """The options of ``wellposed compare``; None stands for the default that fits the data."""
@@ -94,7 +98,9 @@ def compare(request: Request, console: Console) -> tuple[dict[str, Any], Path]:
     steps = setting.epochs * trial.batches_per_epoch(len(split.x_train), setting.batch_size)
     with console.status("dry run: a few steps of every row"):
         costs, reasons = dry_runs(setting, wanted, len(split.x_train))
-    plan = make_plan(request, setting, wanted, costs, reasons, steps, budget, jobs)
+    spent = time.perf_counter() - begin + START
+    left = None if budget is None else max(1.0, budget - spent)
+    plan = make_plan(request, setting, wanted, costs, reasons, steps, left, jobs)
     store = Store(folder)  # from here on files are written
     announce(console, plan, data, split, setting, folder)
 
