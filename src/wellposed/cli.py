@@ -95,7 +95,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder of runs and results. Default: .wellposed/<name>.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the results document on stdout.")] = False,
     strict: Annotated[bool, typer.Option(help="Exit 4 if nothing is decided, 5 if a row failed.")] = False,
-    show_all: Annotated[bool, typer.Option("--all", help="Show the rows that a race dropped, too.")] = False,
+    brief: Annotated[bool, typer.Option("--brief", help="Leave out the rows that a race dropped.")] = False,
 ) -> None:
     """Train with and without each technique on the same seeds: which help, how sure is that, what does each cost?"""
     from .workbench.compare import Request
@@ -114,7 +114,7 @@ def compare(
     else:
         from .workbench.table import print_table
 
-        print_table(document, Console(highlight=False), all=show_all, out=folder)
+        print_table(document, Console(highlight=False), all=not brief, out=folder)
     if strict:
         verdicts = {row["verdict"] for row in document["rows"]}
         if "failed" in verdicts:

@@ -229,7 +229,9 @@ class Recipe(nn.Module):
     def _accumulate(self, window: Sequence[Batch], step: Step) -> None:
         """The gradient of the objective over all microbatches, into ``.grad``."""
         assert step.optimizer is not None
-        step.optimizer.zero_grad()
+        for group in step.optimizer.param_groups:  # what zero_grad does, without its profiling
+            for p in group["params"]:
+                p.grad = None
         step.first = step.computes == 0
         step.computes += 1
         last, ranks = len(window) - 1, world_size()

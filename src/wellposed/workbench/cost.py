@@ -22,7 +22,7 @@ class Plain:
     def __init__(self, setting: Setting, seed: int = 0) -> None:
         self.step = stepper(setting, baseline(), seed)[0]
 
-    def race(self, other: Callable[[], Any], rounds: int = 6, steps: int = 5) -> tuple[float, float]:
+    def race(self, other: Callable[[], Any], rounds: int = 5, steps: int = 4) -> tuple[float, float]:
         """Seconds a step of the baseline and of ``other``: medians over interleaved rounds."""
         times: list[list[float]] = [[], []]
         for _ in range(rounds):

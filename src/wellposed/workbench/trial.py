@@ -119,10 +119,11 @@ def run(setting: Setting, row: rows.Row, seed: int, chosen: dict[str, Any] | Non
     training = 0.0
     for epoch in range(1, setting.epochs + 1):
         shuffled = torch.randperm(n, generator=order)
-        x, y, index = split.x_train[shuffled], split.y_train[shuffled], shuffled
+        whole = batches_per_epoch(n, size) * size
+        parts = [torch.split(t[shuffled[:whole]], size) for t in (split.x_train, split.y_train, torch.arange(n))]
         start = time.perf_counter()
-        for i in range(0, batches_per_epoch(n, size) * size, size):
-            recipe.step({"x": x[i : i + size], "y": y[i : i + size], "index": index[i : i + size]}, optimizer)
+        for x, y, index in zip(*parts, strict=True):
+            recipe.step({"x": x, "y": y, "index": index}, optimizer)
         training += time.perf_counter() - start
         with recipe.evaluating(), torch.no_grad():
             train = metrics.one(setting.metric, predict(model, split.x_train), split.y_train, split.y_scale)
