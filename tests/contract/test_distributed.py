@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from problems import METHODS, kind_of, trial_of
+from problems import METHODS, trial_of
 from torch.nn.parallel import DistributedDataParallel
 
 from wellposed.core.registry import catalogue
@@ -58,4 +58,3 @@ def test_two_ranks_equal_one_process(name: str, split: int, two_ranks: Path) -> 
         assert gap < 1e-10
     else:
         assert torch.isfinite(gap)
-    assert kind_of(name)

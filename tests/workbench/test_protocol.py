@@ -128,7 +128,7 @@ def test_purposes_never_share_a_seed() -> None:
 def test_a_budget_too_small_even_for_the_race_is_said_and_goes_on_unless_strict() -> None:
     plan = plan_of(24, budget_seconds=60)
     assert plan.protocol == "race"
-    assert "the race needs about 2.4 minutes and the budget is 1.0" in plan.note
+    assert "the race needs about 2.4 minutes and the budget leaves 1.0" in plan.note
     with pytest.raises(BadInput, match=r"2\.4 minutes"):
         plan_of(24, budget_seconds=60, strict=True)
 

@@ -7,7 +7,6 @@ from scipy import stats
 from wellposed.workbench.statistics import (
     ALPHA,
     all_signs,
-    bca_interval,
     equivalent,
     needed_seeds,
     paired_interval,
@@ -45,12 +44,6 @@ def test_interval_of_a_constant_has_no_width() -> None:
     assert paired_interval([0.1] * 10) == pytest.approx((0.1, 0.1), abs=1e-15)
     low, high = paired_interval([0.1] * 10)
     assert low == high
-
-
-def test_bca_resembles_t_on_normal_data_and_takes_a_constant() -> None:
-    d = draws(1, 40, 1.0)[0]
-    assert bca_interval(d) == pytest.approx(paired_interval(d), abs=0.1)
-    assert bca_interval([2.0] * 10) == (2.0, 2.0)
 
 
 @pytest.mark.parametrize("seeds", [3, 6, 10])

@@ -162,7 +162,7 @@ def make_plan(
     if budget_seconds is not None and needed > budget_seconds:
         what = "the race" if protocol == "race" else "this plan"
         note = (
-            f"{what} needs about {needed / 60:.1f} minutes and the budget is {budget_seconds / 60:.1f}; "
+            f"{what} needs about {needed / 60:.1f} minutes and the budget leaves {budget_seconds / 60:.1f}; "
             "a larger budget, fewer techniques or a cheaper model would fit"
         )
         if strict:

@@ -57,28 +57,6 @@ def moments(diffs: ArrayLike) -> tuple[int, float, float]:
     return len(values), mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
-def bca_interval(diffs: ArrayLike, level: float = 0.95, resamples: int = 4999) -> Interval:
-    """Bias-corrected accelerated bootstrap interval of the mean (Efron, 1987): the check of the t interval.
-
-    Args:
-        diffs: (seeds,) finite differences; sensible from 10 on. Equal differences give an interval of width 0.
-    """
-    from scipy.stats import bootstrap
-
-    d = np.asarray(diffs, dtype=np.float64)
-    if not np.ptp(d):
-        return float(d[0]), float(d[0])
-    drawn = bootstrap(
-        (d,),
-        np.mean,
-        confidence_level=level,
-        n_resamples=resamples,
-        method="BCa",
-        rng=np.random.default_rng(0),
-    )
-    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
-
-
 def signflip_maxt(diffs: ArrayLike, tail: Literal["better", "worse"] = "better") -> Array:
     """Joint sign-flip max-t test: one adjusted one-sided p-value per row.
 
