@@ -32,6 +32,7 @@ from .core import (
     Steps,
     Task,
     WarmUp,
+    implements,
     knob,
     load_recipe,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "Task",
     "TwoViews",
     "WarmUp",
+    "implements",
     "knob",
     "load_recipe",
 ]

@@ -1,5 +1,6 @@
 """The training step: Task, Method, Step, Recipe."""
 
+from .citing import implements
 from .errors import NonFiniteError, RecipeError
 from .files import load_recipe
 from .method import Method, knob
@@ -24,6 +25,7 @@ __all__ = [
     "Steps",
     "Task",
     "WarmUp",
+    "implements",
     "knob",
     "load_recipe",
 ]

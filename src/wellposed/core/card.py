@@ -5,13 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import dataclass
+from typing import Any
 
 SECTIONS = ("Computes", "Helps", "Avoid", "Defaults", "Cost", "Reference")
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a technique says of itself; every section is one paragraph or more of plain text."""
+    """What a technique says of itself; every section is one paragraph or more of plain text.
+
+    ``formula`` is LaTeX, one display formula a line, empty where the docstring has no such section.
+    """
 
     summary: str
     computes: str
@@ -20,19 +24,21 @@ class Card:
     defaults: str
     cost: str
     reference: str
+    formula: str = ""
 
 
-def card(cls: type) -> Card:
-    """Parse the docstring of a technique.
+def card(part: Any) -> Card:
+    """Parse the docstring of a technique: a class or a function.
 
     Raises:
         ValueError: if a section is missing or empty.
     """
-    doc = inspect.cleandoc(cls.__doc__ or "")
+    doc = inspect.cleandoc(part.__doc__ or "")
     found = {}
     for match in re.finditer(r"^(\w+):\n((?:[ ]{4}.*\n?|\n)+)", doc + "\n", re.M):
-        found[match[1]] = " ".join(match[2].split())
+        lines = [line.strip() for line in match[2].splitlines() if line.strip()]
+        found[match[1]] = ("\n" if match[1] == "Formula" else " ").join(lines)
     missing = [s for s in SECTIONS if not found.get(s)]
     if missing:
-        raise ValueError(f"the docstring of {cls.__name__} lacks the sections {', '.join(missing)}")
-    return Card(doc.partition("\n")[0], *(found[s] for s in SECTIONS))
+        raise ValueError(f"the docstring of {part.__name__} lacks the sections {', '.join(missing)}")
+    return Card(doc.partition("\n")[0], *(found[s] for s in SECTIONS), found.get("Formula", ""))

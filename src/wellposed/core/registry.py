@@ -9,7 +9,9 @@ import difflib
 import importlib
 import pkgutil
 from functools import cache
+from typing import Any
 
+from . import citing
 from .errors import RecipeError
 from .method import Method, methods
 
@@ -46,6 +48,11 @@ def catalogue() -> dict[str, type[Method]]:
     """All methods by class name, those of the user included."""
     load_all()
     return dict(sorted(methods.items()))
+
+
+def parts_of(paper: str) -> list[Any]:
+    """What implements a paper: methods, and whatever cites it by ``@implements``. Empty for one not built."""
+    return [cls for cls in catalogue().values() if paper in cls.paper] + citing.parts.get(paper, [])
 
 
 def find(name: str) -> type[Method]:
