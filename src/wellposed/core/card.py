@@ -25,6 +25,7 @@ class Card:
     cost: str
     reference: str
     formula: str = ""
+    formula: str = ""
 
 
 def card(part: Any) -> Card:
