@@ -25,7 +25,6 @@ class Card:
     cost: str
     reference: str
     formula: str = ""
-    formula: str = ""
 
 
 def card(part: Any) -> Card:
@@ -42,4 +41,8 @@ def card(part: Any) -> Card:
     missing = [s for s in SECTIONS if not found.get(s)]
     if missing:
         raise ValueError(f"the docstring of {part.__name__} lacks the sections {', '.join(missing)}")
-    return Card(doc.partition("\n")[0], *(found[s] for s in SECTIONS), found.get("Formula", ""))
+    return Card(
+        summary=doc.partition("\n")[0],
+        formula=found.get("Formula", ""),
+        **{s.lower(): found[s] for s in SECTIONS},
+    )
