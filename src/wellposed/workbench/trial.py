@@ -16,6 +16,7 @@ from ..tasks import Classify, NextToken, Regress
 from ..tasks.classify import logits_of
 from . import metrics, models, rows
 from .data import Data, Split, load
+from .lean import LeanAdamW
 
 NOISE_SD = 0.3
 """Standard deviation of the Gaussian noise on test inputs behind ``noise_accuracy``, in units of the input."""
@@ -85,7 +86,7 @@ def prepare(
     recipe = rows.recipe_of(row, len(split.x_train), task.classes, seed, **chosen)
     steps = setting.epochs * batches_per_epoch(len(split.x_train), setting.batch_size)
     recipe.attach(model, task, steps=steps)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=setting.lr, weight_decay=0.0, fused=True)
+    optimizer = LeanAdamW(model.parameters(), lr=setting.lr)
     return model, recipe, optimizer, split
 
 
