@@ -121,7 +121,7 @@ def test_purposes_never_share_a_seed() -> None:
     plan = make_plan(rows, costs, baseline=Row(BASELINE, ({}, {"lr": 1})), budget_seconds=1)
     seeds = [*plan.seeds, *plan.confirm_seeds, *plan.tuning_seeds]
     assert len(set(seeds)) == len(seeds) == 8 + 10 + 2
-    assert plan.tuning_runs == 9 * 2 * 2
+    assert plan.tuning_runs == 9 * 2 * 2 / 2  # half of the rows stay to be tuned
     assert plan.setting(Job("r3", 0, 1)) == {"s": 2}
 
 
@@ -409,6 +409,22 @@ def test_validation_and_never_test_chooses_the_setting() -> None:
     assert row(outcome, "r1").candidate_scores == ()
     assert {job.candidate for job in outcome.records if job.row == "r0" and job.seed in plan.seeds} == {2}
     assert plan.tuning_runs == sum(job.seed in plan.tuning_seeds for job in outcome.records) == 12
+
+
+def test_a_race_tunes_those_that_survive_its_first_round() -> None:
+    n, settings = 16, tuple({"s": s} for s in (1, 2, 3))
+    costs = dict.fromkeys([BASELINE, *ids(n)], 1.0)
+    plan = make_plan([Row(id, settings) for id in ids(n)], costs, budget_seconds=1, tuning_seeds=1)
+    places = {id: float(i) for i, id in enumerate([BASELINE, *ids(n)])}
+    outcome = run_protocol(plan, exact(lambda job: places[job.row] + 20 * (job.candidate == 2)))
+    entered = [(r.name, len(r.rows)) for r in outcome.rounds]
+    assert entered == [("race 1", 16), ("tuning", 8), ("race 2", 8), ("race 3", 4), ("confirm", 3)]
+    tuned = {job.row for job in outcome.records if job.seed in plan.tuning_seeds}
+    assert tuned == set(ids(n)[8:])
+    assert {job.candidate for job in outcome.records if job.row == "r0"} == {0}
+    new = {job.seed for job in outcome.records if job.row == "r15" and job.candidate == 2}
+    assert new >= {*plan.seeds, *plan.confirm_seeds}  # the first round's seeds, too
+    assert row(outcome, "r15").candidate == 2
 
 
 def test_a_setting_that_fails_is_not_chosen_and_a_row_whose_settings_all_fail_has_failed() -> None:

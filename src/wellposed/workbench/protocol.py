@@ -7,7 +7,7 @@ nothing works, power when something does).
 Rules: every seed is shared by all rows (split, initialisation, batches). If everything fits the budget, all rows
 train on the same 10 seeds. Otherwise rows race at full training length on 2, 4 and 8 seeds, the lower half leaving each
 time, and the last 3 are confirmed on 10 seeds never used before; gains are quoted from those, which removes the
-winner's curse. Validation scores choose candidate settings and the rows that stay in the race; test scores only judge.
+winner's curse. The first round of a race is run with the published settings; candidates are tried for those that stay. Validation scores choose candidate settings and the rows that stay in the race; test scores only judge.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Plan:
     seeds: tuple[int, ...]
     confirm_seeds: tuple[int, ...]
     tuning_seeds: tuple[int, ...]
-    runs: int  # tuning included; for a race, if no row fails
-    tuning_runs: int
+    runs: int  # tuning included; for a race, if no row fails and the published settings stay
+    tuning_runs: int  # in a race as many as can be expected: who stays to be tuned is not known
     seconds: float  # expected wall-clock time
     costs: Mapping[str, float]
     direction: Literal["max", "min"]
@@ -156,6 +156,9 @@ def make_plan(
         race = race_baseline * costs[BASELINE] + race_rows * average
         if race < total:
             protocol, runs, total = "race", race_baseline + race_rows, race
+            if len(techniques) > CONFIRMED:
+                share = _kept(len(techniques), 0) / len(techniques)
+                tuning_runs, tuning = round(share * tuning_runs), share * tuning
 
     note = ""
     needed = seconds(tuning + total)
@@ -363,11 +366,11 @@ class _Course:
     warnings: list[str] = field(default_factory=list)
 
     def run(self) -> Outcome:
-        self.tune()
-        rows = [row.id for row in self.plan.rows if row.id not in self.out]
+        rows = [row.id for row in self.plan.rows]
         if self.plan.protocol == "all":
-            baseline, judged = self.judge("all", rows, self.plan.seeds)
+            baseline, judged = self.judge("all", self.tune([BASELINE, *rows])[1:], self.plan.seeds)
         else:
+            self.tune([BASELINE])
             baseline, judged = self.judge("confirm", self.race(rows), self.plan.confirm_seeds)
         winner, judged = self.crown(judged)
         absent = [Result(row.id, "not applicable", row.why_not) for row in self.plan.not_applicable]
@@ -385,12 +388,15 @@ class _Course:
 
     # -- phases -------------------------------------------------------------------------------------------------------
 
-    def tune(self) -> None:
+    def tune(self, rows: list[str]) -> list[str]:
         """Chooses each row's candidate by its mean validation score; a candidate that fails once is out.
 
         The first candidate is the published setting, which the one-standard-error rule favours.
+
+        Returns the rows without those that failed with every setting.
         """
-        tuned = [row for row in (self.plan.baseline, *self.plan.rows) if len(row.candidates) > 1]
+        known = (self.plan.baseline, *self.plan.rows)
+        tuned = [row for row in known if row.id in rows and len(row.candidates) > 1]
         seeds = self.plan.tuning_seeds
         self.gather(
             "tuning",
@@ -417,6 +423,7 @@ class _Course:
         if tuned:
             ids = tuple(row.id for row in tuned)
             self.rounds.append(Round("tuning", seeds, ids, tuple(id for id in ids if id not in self.out)))
+        return [id for id in rows if id not in self.out]
 
     def settled(self, means: list[float | None], best: int, runs: list[Job]) -> int:
         """The one-standard-error rule (Breiman et al. 1984): the published setting stays unless `best` beats it by more
@@ -428,8 +435,15 @@ class _Course:
         return best if ahead > error else 0
 
     def race(self, rows: list[str]) -> list[str]:
-        """Halves the rows on more and more seeds, by the mean paired difference of the validation score."""
+        """Halves the rows on more and more seeds, by the mean paired difference of the validation score.
+
+        Rows are tuned once the first round has halved them: what is far behind with its published setting seldom
+        wins with another, and choosing would cost more than the round. Seeds of a row whose setting changed are run
+        again with the new one, so that every mean is of one setting.
+        """
         used = 0
+        if len(rows) <= CONFIRMED:
+            return self.tune(rows)
         for round, fresh in enumerate(RACE):
             if len(rows) <= CONFIRMED:
                 break
@@ -446,6 +460,8 @@ class _Course:
                     self.out[id] = self.measured(id, gains, seeds, "dropped", why, round=name)
             rows = [id for id in rows if id in kept]
             self.rounds.append(Round(name, seeds, tuple(entered), tuple(rows)))
+            if round == 0:
+                rows = self.tune(rows)
         return rows
 
     def judge(self, name: str, rows: list[str], planned: tuple[int, ...]) -> tuple[Result, list[Result]]:
