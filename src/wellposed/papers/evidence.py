@@ -14,7 +14,7 @@ import torch
 from .. import __version__
 from ..workbench.errors import BadInput
 from . import claims
-from .claim import LEVEL, Claim, Outcome, differences
+from .claim import LEVEL, Claim, Outcome, ratios
 from .fingerprint import fingerprint
 
 SCHEMA = 1
@@ -45,7 +45,6 @@ def code_hash(id: str) -> str:
 
 def record(claim: Claim, outcome: Outcome) -> dict[str, Any]:
     """What is written: declaration, verdict, every measured value, seconds, code and versions."""
-    arms = {arm: {q: list(map(_short, v)) for q, v in by.items()} for arm, by in outcome.arms.items()}
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "id": claim.paper,
@@ -56,7 +55,7 @@ def record(claim: Claim, outcome: Outcome) -> dict[str, Any]:
         "verdict": outcome.verdict,
         "estimate": _short(outcome.estimate),
         "seeds": list(outcome.seeds),
-        "arms": arms,
+        **_measured(claim, outcome),
         "seconds": round(outcome.seconds, 1),
         "code": code_hash(claim.paper),
         "versions": {"wellposed": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -65,12 +64,22 @@ def record(claim: Claim, outcome: Outcome) -> dict[str, Any]:
         return {**found, "tolerance": claim.tolerance}
     return {
         **found,
-        "direction": claim.direction,
+        **({"direction": claim.direction} if claim.kind == "paired" else {}),
         "margin": claim.margin,
-        "interval": list(map(_short, outcome.interval)),
+        "interval": _short(outcome.interval),
         "level": round(LEVEL, 4),
-        "differences": [_short(d) for d in differences(arms, claim.quantity, claim.direction)],
+        "differences": _short(outcome.gains),
     }
+
+
+def _measured(claim: Claim, outcome: Outcome) -> dict[str, Any]:
+    """Every value, by arm; of a cost claim also the ratios; of a curve claim x, every seed's series and their mean."""
+    if claim.kind != "curve":
+        arms = {"arms": {arm: _short(by) for arm, by in outcome.arms.items()}}
+        return {**arms, "ratios": _short(ratios(outcome.arms))} if claim.kind == "cost" else arms
+    swept, *series = outcome.arms["curve"].items()
+    mean = {name: [sum(at) / len(at) for at in zip(*curves, strict=True)] for name, curves in series}
+    return {"curve": {"swept": swept[0], "x": _short(swept[1][0]), "seeds": _short(dict(series)), "mean": _short(mean)}}
 
 
 def write(found: dict[str, Any], folder: Path | None = None) -> Path:
@@ -110,9 +119,12 @@ def in_words(found: dict[str, Any]) -> str:
     seconds = f"{len(found['seeds'])} {'paired ' if found['kind'] == 'paired' else ''}seeds, {found['seconds']:g} s"
     if found["kind"] == "exact":
         said = f"largest {found['quantity']} {found['estimate']:.2g}, tolerance {found['tolerance']:g}"
+    elif found["kind"] == "cost":
+        said = f"{found['quantity']} at most {found['estimate']:.3g} times as much, tolerance {found['tolerance']:g}"
     else:
         low, high = found["interval"]
-        said = f"{found['quantity']} {found['estimate']:.3g} {found['direction']} [{low:.3g}, {high:.3g}]"
+        direction = f" {found['direction']}" if found["kind"] == "paired" else ""
+        said = f"{found['quantity']} {found['estimate']:.3g}{direction} [{low:.3g}, {high:.3g}]"
         said += f", margin {found['margin']:g}"
     return f"{found['verdict']}: {said}; {seconds}"
 
@@ -133,6 +145,10 @@ def _module(id: str) -> str:
     return f"{claims.__name__}.{id.replace('-', '_')}"
 
 
-def _short(value: float) -> float:
-    """Six digits: what a machine's rounding leaves unchanged, and easy to read in a diff."""
+def _short(value: Any) -> Any:
+    """Six digits of every number inside: what a machine's rounding leaves unchanged, and easy to read in a diff."""
+    if isinstance(value, dict):
+        return {key: _short(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_short(inner) for inner in value]
     return float(f"{value:.6g}")
