@@ -62,12 +62,16 @@ def cut(method: Method, batch: Batch, step: Step, alpha: float) -> tuple[Batch, 
 
 
 class CutMix(Method):
-    """CutMix: paste a rectangle of another image, and mix the targets by area.
+    r"""CutMix: paste a rectangle of another image, and mix the targets by area.
 
     Computes:
         x <- M x_i + (1 - M) x_j with M zero in a rectangle of area 1 - lam, lam from Beta(alpha, alpha), around a
         uniform centre and clipped at the border; y <- lam' y_i + (1 - lam') y_j with lam' the share truly kept. One
         rectangle and one permutation per batch.
+
+    Formula:
+        x = M \odot x_i + (1 - M) \odot x_j, \qquad y = \lambda' y_i + (1 - \lambda') y_j
+        \lambda' = \mathrm{mean}(M)
 
     Helps:
         Image classifiers and detectors that lean on one small part of the object, trained long enough.

@@ -13,11 +13,14 @@ __all__ = ["Dropout"]
 
 
 class Dropout(Method):
-    """Dropout after the activations of any model, put in from outside.
+    r"""Dropout after the activations of any model, put in from outside.
 
     Computes:
         Each output of an activation module is zeroed with probability p and scaled by 1 / (1 - p) otherwise, in
         training mode only. Extra passes of a step (SAM's second gradient, VAT's) repeat the masks.
+
+    Formula:
+        h \leftarrow \frac{m \odot h}{1 - p}, \qquad m_i \sim \mathrm{Bernoulli}(1 - p)
 
     Helps:
         Overfitting and wrong labels, at almost no cost; also robustness to small adversarial perturbations.

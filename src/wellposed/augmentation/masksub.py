@@ -62,12 +62,15 @@ def distillation_loss(student: Tensor, teacher: Tensor, multihot: bool = False) 
 
 
 class MaskSub(Method, paper="masksub"):
-    """MaskSub: the net on half of the input learns to say what it says on the whole.
+    r"""MaskSub: the net on half of the input learns to say what it says on the whole.
 
     Computes:
         A second pass of the same net on inputs with a share of their parts zeroed (mode "mask": entries of vectors,
         whole tokens, squares of images) or with dropout after its activations (mode "dropout"), and strength times its
         cross-entropy to the main pass's predictions, which are held constant.
+
+    Formula:
+        \ell(f(x), y) - \lambda \sum_{k} q_k \log p_k(m \odot x), \qquad q = p(x) \quad \text{held constant}
 
     Helps:
         Strong masking without its harm: against training directly on masked inputs, test accuracy on digits rose by

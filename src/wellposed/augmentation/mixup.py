@@ -36,11 +36,15 @@ def mixed(method: Method, batch: Batch, step: Step, alpha: float) -> tuple[Batch
 
 
 class MixUp(Method):
-    """Mixup: learn from convex combinations of pairs of samples and of their targets.
+    r"""Mixup: learn from convex combinations of pairs of samples and of their targets.
 
     Computes:
         x <- lam x_i + (1 - lam) x_j and y <- lam y_i + (1 - lam) y_j, with j a random permutation of the batch and one
         lam per batch from Beta(alpha, alpha).
+
+    Formula:
+        x = \lambda x_i + (1 - \lambda) x_j, \qquad y = \lambda y_i + (1 - \lambda) y_j
+        \lambda \sim \mathrm{Beta}(\alpha, \alpha)
 
     Helps:
         Wrong labels and overlapping classes; larger alpha against more noise (8 was best at 40 % wrong labels).

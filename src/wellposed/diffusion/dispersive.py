@@ -75,11 +75,14 @@ def _log_mean_exp(values: Tensor) -> Tensor:
 
 
 class Dispersive(Method, paper="dispersive-loss"):
-    """Dispersive loss: spread out the hidden representations of a batch, without positive pairs.
+    r"""Dispersive loss: spread out the hidden representations of a batch, without positive pairs.
 
     Computes:
         strength * log mean_ij exp(-||z_i - z_j||^2 / (D tau)), z the flattened output of one layer, or one of three
         other measures of closeness (``kind``). Under data parallelism over all ranks' samples.
+
+    Formula:
+        \lambda \log \frac{1}{B^2} \sum_{i,j} \exp \left( -\frac{\lVert z_i - z_j \rVert^2}{D \tau} \right)
 
     Helps:
         Distances between hidden representations: their mean square grew 8-fold in a small flow-matching net; the paper

@@ -12,10 +12,13 @@ __all__ = ["ConfidencePenalty"]
 
 
 class ConfidencePenalty(Method):
-    """Confidence penalty: low-entropy predictions cost something.
+    r"""Confidence penalty: low-entropy predictions cost something.
 
     Computes:
         strength * sum_k p_k log p_k, the negative entropy of each prediction.
+
+    Formula:
+        \lambda \sum_{k=1}^{C} p_k \log p_k = -\lambda H(p)
 
     Helps:
         Over-confident nets on clean data, as a gentler relative of label smoothing: it pulls towards the uniform

@@ -26,12 +26,17 @@ def elr_penalty(probs: Tensor, target: Tensor) -> Tensor:
 
 
 class ELR(Method, paper="elr"):
-    """Early-learning regularization: hold on to what the net believed before it began to memorise.
+    r"""Early-learning regularization: hold on to what the net believed before it began to memorise.
 
     Computes:
         Per training example a running average t of predicted probabilities, t <- beta t + (1 - beta) p with p clipped
         to [1e-4, 1 - 1e-4] and renormalised, and the penalty strength * log(1 - <p, t>), which keeps gradients of
         clean examples alive and cancels those of wrong labels.
+
+    Formula:
+        t \leftarrow \beta t + (1 - \beta) \frac{\bar p}{\lVert \bar p \rVert_1}
+        \bar p = \min(\max(p, 10^{-4}), 1 - 10^{-4})
+        \lambda \log (1 - \langle \bar p, t \rangle)
 
     Helps:
         When part of the training labels is wrong and the net is large enough to memorise them.

@@ -29,11 +29,14 @@ def distilled_loss(loss: Tensor, logits: Tensor, previous: Tensor, alpha: float)
 
 
 class PSKD(Method, paper="ps-kd"):
-    """Progressive self-knowledge distillation: the net's predictions of the last epoch join the target.
+    r"""Progressive self-knowledge distillation: the net's predictions of the last epoch join the target.
 
     Computes:
         Cross-entropy against (1 - a) y + a q, where q are the probabilities predicted when the example was last seen
         and a = alpha * progress grows linearly over training. In the first epoch, without q, the plain loss.
+
+    Formula:
+        \ell = -\sum_{k=1}^{C} \left( (1 - a) y_k + a q_k \right) \log p_k, \qquad a = \alpha \cdot \mathrm{progress}
 
     Helps:
         Calibration and likelihood where classes overlap (calibration error -1.5 points, accuracy +0.3), and wrong

@@ -57,11 +57,14 @@ def rescaled_square_loss(logits: Tensor, y: Tensor, k: float = 1.0, M: float = 1
 
 
 class Squentropy(Method, paper="squentropy"):
-    """Squentropy: cross-entropy plus the mean square of the wrong classes' logits.
+    r"""Squentropy: cross-entropy plus the mean square of the wrong classes' logits.
 
     Computes:
         strength * sum_{j != y} f_j^2 / (C - 1) beside the cross-entropy of the task. The true logit is free; squaring
         all of them would be spectral decoupling.
+
+    Formula:
+        -\log p_y + \frac{\lambda}{C - 1} \sum_{j \neq y} f_j^2
 
     Helps:
         Calibration where cross-entropy is over-confident (overlapping classes: calibration error -7 points), and

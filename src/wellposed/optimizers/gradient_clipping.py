@@ -53,11 +53,14 @@ def adaptive_max_norm(norms: Tensor, percentile: float) -> Tensor:
 
 
 class GradientClipping(Method, paper="gradient-clipping-omega"):
-    """Gradient clipping: a gradient longer than max_norm is shortened to it.
+    r"""Gradient clipping: a gradient longer than max_norm is shortened to it.
 
     Computes:
         g <- g min(1, max_norm / ||g||), the norm over all parameters and the whole objective, penalties included. List
         it first to clip the gradient the optimizer gets; listed after SAM it clips the gradients SAM asks for.
+
+    Formula:
+        g \leftarrow g \min \left( 1, \frac{c}{\lVert g \rVert} \right)
 
     Helps:
         Recurrent nets and any training whose gradient now and then explodes. Temporal order task over 30 steps, tanh

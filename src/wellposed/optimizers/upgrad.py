@@ -173,13 +173,17 @@ def _nonnegative(h: Tensor, linear: Tensor) -> Tensor:
 
 
 class UPGrad(Method, paper="upgrad"):
-    """Jacobian descent with UPGrad: step in a direction along which no training example's loss rises.
+    r"""Jacobian descent with UPGrad: step in a direction along which no training example's loss rises.
 
     Computes:
         The gradient of every example's loss (or of every group's mean), each projected onto the cone of directions
         that conflict with none of them; their average is the update. Only the Gram matrix of the gradients is needed
         to find the weights; the update is then the gradient of the weighted losses. Terms that are not per example
         (penalties on weights) are added as they are.
+
+    Formula:
+        A(J) = \frac{1}{m} \sum_{i=1}^{m} J^{\top} w_i
+        w_i = \mathrm{argmin}_{v \ge e_i} \; v^{\top} J J^{\top} v
 
     Helps:
         Where the mean gradient sacrifices hard or rare examples: on 256 digits the mean conflicted with some example

@@ -78,12 +78,16 @@ def spectral_radius(weight: Tensor) -> Tensor:
 
 
 class VanishingGradientPenalty(Method, paper="gradient-clipping-omega"):
-    """Vanishing-gradient penalty (Omega): error signals keep their norm from one time step to the one before.
+    r"""Vanishing-gradient penalty (Omega): error signals keep their norm from one time step to the one before.
 
     Computes:
         strength * mean over steps of (||dE/dh_{k+1} dh_{k+1}/dh_k||^2 / ||dE/dh_{k+1}||^2 - 1)^2 for an ``nn.RNN``,
         differentiated by the recurrent weights only, with states and error signals held constant. E is the task's
         loss. The signals come from a recursion over the states the layer returned, without a second forward pass.
+
+    Formula:
+        \lambda \, \mathrm{mean}_{k} \left( \frac{\lVert \delta_k J_k \rVert^2}{\lVert \delta_k \rVert^2} - 1 \right)^2
+        J_k = \frac{\partial h_k}{\partial h_{k-1}}, \qquad \delta_k = \frac{\mathrm{d} E}{\mathrm{d} h_k}
 
     Helps:
         Keeping the recurrence near the edge of stability: on the temporal order task the spectral radius of the

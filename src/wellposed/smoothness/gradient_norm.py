@@ -42,12 +42,16 @@ def flooding(loss: Tensor, b: float) -> Tensor:
 
 
 class GradientNormPenalty(Method, paper="finite-difference-gradient-reg"):
-    """Gradient regularization: penalise the squared norm of the loss gradient.
+    r"""Gradient regularization: penalise the squared norm of the loss gradient.
 
     Computes:
         The gradient of loss + gamma / 2 ||g||^2, which is g + gamma H g. mode="forward" takes H g from the gradient at
         w + eps g, "backward" from that at w - eps g (not normalised), "double" differentiates twice. The three agree
         on quadratics; elsewhere the forward form climbs, and prefers wider minima than the exact penalty.
+
+    Formula:
+        \nabla \left( L + \frac{\gamma}{2} \lVert \nabla L \rVert^2 \right) = g + \gamma H g, \qquad g = \nabla L(w)
+        H g \approx \frac{\nabla L(w + \varepsilon g) - g}{\varepsilon}
 
     Helps:
         Wrong labels: about +4 points on 300 digits with 20 % of them wrong (128-128 net, gamma 0.2, eps 0.1), with the

@@ -49,11 +49,16 @@ def _ascend(grads: Mapping[str, Tensor], rho: float, weights: Mapping[str, Tenso
 
 
 class SAM(Method, paper="sam"):
-    """Sharpness-aware minimisation: step along the gradient at the worst point of a small ball.
+    r"""Sharpness-aware minimisation: step along the gradient at the worst point of a small ball.
 
     Computes:
         eps = rho g / ||g|| with g the gradient of the whole objective, then the gradient at w + eps, applied at w.
         adaptive=True measures the ball relative to each weight's size (ASAM).
+
+    Formula:
+        \hat\epsilon = \rho \frac{g}{\lVert g \rVert}, \qquad g = \nabla L(w)
+        g_{\mathrm{SAM}} = \nabla L(w + \hat\epsilon)
+        \hat\epsilon_{\mathrm{ASAM}} = \rho \frac{T^2 g}{\lVert T g \rVert}, \qquad T = |w| + \eta
 
     Helps:
         Overfitting and wrong labels, at nearly any architecture; radius matters more than anything else.

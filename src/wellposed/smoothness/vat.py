@@ -105,12 +105,18 @@ def vat_loss(
 
 
 class VAT(Method, paper="vat"):
-    """Virtual adversarial training: predictions stay put under the small input change that moves them most.
+    r"""Virtual adversarial training: predictions stay put under the small input change that moves them most.
 
     Computes:
         strength * KL(p(x) || p(x + r)) with r of length eps along the top eigenvector of the input's Fisher
         information, found by n_power power iterations from a random start; p(x) and r are held constant. With
         ``entropy`` above 0 also that multiple of the conditional entropy of p(x). Labels are not used.
+
+    Formula:
+        \lambda \, \mathrm{KL} \left( p(x) \, \Vert \, p(x + r) \right)
+        r = \varepsilon \frac{d}{\lVert d \rVert}
+        d = \nabla_{r'} \, \mathrm{KL} \left( p(x) \, \Vert \, p(x + r') \right) \; \text{at} \; r' = \xi u
+        u \; \text{a random direction}, \qquad \lVert u \rVert = 1
 
     Helps:
         Few labels with much unlabelled data (two moons, 8 labels: 81 to 98 %), wrong labels (digits with 40 % wrong:

@@ -65,12 +65,17 @@ def global_magnitude_mask(weights: Sequence[Tensor], prune_rate: float) -> list[
 
 
 class HyperSparse(Method, paper="hypersparse-art"):
-    """HyperSparse: train dense towards a given sparsity, then prune and fine-tune (adaptive regularized training).
+    r"""HyperSparse: train dense towards a given sparsity, then prune and fine-tune (adaptive regularized training).
 
     Computes:
         Until ``prune_at``, strength(t) * a penalty of value 0 whose gradient is nearly that of an L1 norm for weights
         below the pruning threshold and fades for large ones; its strength grows geometrically. At ``prune_at`` the
         smallest weights of all layers together are set to 0, and stay 0 while training goes on.
+
+    Formula:
+        T = \sum_i \tanh (s |w_i|), \qquad s = \frac{\mathrm{artanh}(1 / \sqrt 3)}{w_\kappa}
+        w_\kappa \; \text{the} \; \kappa \text{-quantile of} \; |w|
+        \frac{\partial R}{\partial w} = \lambda(t) \, \mathrm{sign}(w) \frac{s \, \lVert w \rVert_1}{T \cosh^2 (s w)}
 
     Helps:
         Very sparse nets (98 % and more): accuracy right after pruning and after fine-tuning, against magnitude

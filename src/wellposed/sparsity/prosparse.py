@@ -163,11 +163,16 @@ def sine_stages(top: float) -> SineStages:
 
 
 class ProSparse(Method, paper="prosparse"):
-    """ProSparse: drive activations to exact zeros by an L1 penalty that rises in half-sine stages.
+    r"""ProSparse: drive activations to exact zeros by an L1 penalty that rises in half-sine stages.
 
     Computes:
         strength(t) * mean over layers and tokens of ||h||_1, summed over units. The strength stays at its first value
         during warm-up, then rises stage by stage along half a sine, with zero slope at every milestone.
+
+    Formula:
+        \frac{\lambda(t)}{L} \sum_{l=1}^{L} \frac{1}{n_l} \sum_{k=1}^{n_l} \lVert h_{l,k} \rVert_1
+        \lambda(t) = \lambda_{i-1} + \frac{\lambda_i - \lambda_{i-1}}{2} (1 - \cos \pi u)
+        u = \frac{t - t_{i-1}}{t_i - t_{i-1}} \in [0, 1)
 
     Helps:
         Nets that are to skip work on zeros: on digits sparsity rose from 23 to 85 % at no loss of accuracy. Give a

@@ -94,12 +94,15 @@ SCHEDULES["CosineRestarts"] = CosineRestarts
 
 
 class DecoupledWeightDecay(Method, paper="adamw-decoupled-weight-decay"):
-    """Decoupled weight decay: shrink weights by a factor, apart from the gradient's step.
+    r"""Decoupled weight decay: shrink weights by a factor, apart from the gradient's step.
 
     Computes:
         theta <- (1 - lr strength) theta right before the optimizer's step, lr being that of the parameter's group. With
         Adam this is AdamW to the bit; it works with any optimizer. A penalty inside Adam would be divided by the
         gradient's size: weights with gradients s times as large would decay s times less.
+
+    Formula:
+        \theta \leftarrow (1 - \eta \lambda) \, \theta - \eta u, \qquad u \; \text{the optimizer's step}
 
     Helps:
         Wrong labels and too large nets: +18 points on 600 digits with 40 % wrong labels at strength 1. Groks modular

@@ -15,12 +15,15 @@ __all__ = ["EarlyStopping"]
 
 
 class EarlyStopping(Method):
-    """Early stopping: keep the weights with the best validation score, and say when to give up.
+    r"""Early stopping: keep the weights with the best validation score, and say when to give up.
 
     Computes:
         Nothing in training. ``observe(score)`` copies the model as it stands (parameters and buffers) where the score
         is the best so far; after ``patience`` observations without a better one ``exhausted`` is True.
         ``recipe.finish()`` ships the copy.
+
+    Formula:
+        w^\star = w_{t^\star}, \qquad t^\star = \mathrm{argmax}_{s \le t} \; \mathrm{score}(w_s)
 
     Helps:
         Nets that learn what is true first and memorise later: 600 digits with 40 % wrong labels 65 -> 87 %, as much as

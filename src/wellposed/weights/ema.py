@@ -20,12 +20,16 @@ def ema_decay(decay: float, updates: int, warm_up: bool) -> float:
 
 
 class EMA(Method):
-    """Exponential moving average of the weights, evaluated and shipped instead of the last ones.
+    r"""Exponential moving average of the weights, evaluated and shipped instead of the last ones.
 
     Computes:
         After every update avg <- decay avg + (1 - decay) w over trainable parameters, beginning with the weights after
         the first one. Training does not see it. Buffers (batch statistics) are not averaged: the model's own are
         shipped.
+
+    Formula:
+        \bar w \leftarrow d \, \bar w + (1 - d) \, w
+        d_{\mathrm{warm}} = \min \left( d, \frac{1 + t}{10 + t} \right)
 
     Helps:
         Noise of the last steps: wrong labels +9.6 points at 0.999 and +3.1 at 0.99 on 600 digits with 40 % of them

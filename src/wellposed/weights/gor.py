@@ -52,12 +52,15 @@ def group_orthogonality(weights: Sequence[Tensor], groups: int = 32, mode: Mode 
 
 
 class GOR(Method, paper="gor"):
-    """Group orthogonalization: filters within small sets become orthonormal.
+    r"""Group orthogonalization: filters within small sets become orthonormal.
 
     Computes:
         strength * sum over layers and sets of filters of ||V V^T - I||_F^2. A layer's C filters are cut into groups of
         neighbours, as GroupNorm does; a set is a group ("inter") or one filter of each group ("intra"). One group and
         "inter" is the full soft orthogonality, at C / groups times the cost.
+
+    Formula:
+        \lambda \sum_{l} \sum_{V \in \mathrm{sets}(l)} \lVert V V^{\top} - I \rVert_F^2
 
     Helps:
         Wrong labels on small nets (7 to 15 points at 40 %, with strength 0.01 to 0.1 and 8 groups); built for nets with

@@ -43,12 +43,15 @@ def oblique_project_(weights: Sequence[Tensor]) -> None:
 
 
 class NormLoss(Method, paper="norm-loss"):
-    """Norm loss: pull each unit's weight vector towards length 1, not towards 0.
+    r"""Norm loss: pull each unit's weight vector towards length 1, not towards 0.
 
     Computes:
         strength * sum over layers and units c of (1 - ||w_c||)^2, with w_c all weights that lead into the unit. Under
         plain gradient descent at rate eta, and nothing else, the length obeys r - 1 <- (1 - 2 eta strength)(r - 1), and
         the direction stays.
+
+    Formula:
+        \lambda \sum_{l} \sum_{c} \left( 1 - \lVert w_c \rVert \right)^2
 
     Helps:
         Choosing a strength without search: over four decades of it the accuracy under 40 % wrong labels varied by 1

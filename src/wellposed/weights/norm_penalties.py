@@ -44,10 +44,13 @@ def squared_l2_norm(weights: Sequence[Tensor]) -> Tensor:
 
 
 class L1(Method):
-    """L1 penalty (lasso): many weights become very small.
+    r"""L1 penalty (lasso): many weights become very small.
 
     Computes:
         strength * sum |w| over trainable parameters of two or more dimensions (no biases, no norms).
+
+    Formula:
+        \lambda \sum_i |w_i|
 
     Helps:
         Many useless inputs: wine with 40 noise features +6.5 points at 0.003; wrong labels: +18 points on 600 digits
@@ -84,11 +87,14 @@ class L1(Method):
 
 
 class L2(Method):
-    """L2 penalty (ridge): all weights become smaller.
+    r"""L2 penalty (ridge): all weights become smaller.
 
     Computes:
         strength * sum w^2 over trainable parameters of two or more dimensions (no biases, no norms). Under plain
         gradient descent it equals an optimizer's ``weight_decay`` of twice the strength.
+
+    Formula:
+        \lambda \sum_i w_i^2
 
     Helps:
         Wrong labels and too large nets: +15 points on 600 digits with 40 % wrong labels at 0.01.

@@ -52,11 +52,15 @@ class Compander(nn.Module):
 
 
 class WeightCompander(Method, paper="weight-compander"):
-    """Weight compander: bounded weights that keep away from zero.
+    r"""Weight compander: bounded weights that keep away from zero.
 
     Computes:
         w = a arctan(v / b) for every weight, with v trained in place of w and started so that w is unchanged. So
         |w| < a pi / 2, and v's gradient is that of w times (a / b) / (1 + (v / b)^2).
+
+    Formula:
+        w = a \arctan \frac{v}{b}
+        \frac{\partial L}{\partial v} = \frac{\partial L}{\partial w} \cdot \frac{a / b}{1 + (v / b)^2}
 
     Helps:
         Wrong labels and small noisy data: fewer weights near zero, lighter tails (kurtosis 5.5 to 1.5), 18 to 20
