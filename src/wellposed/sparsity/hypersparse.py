@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..core import Exponential, Method, RecipeError, Step, Task, knob
 from ..core.schedules import Scalar
+from ..parts.masks import global_magnitude_mask
 from ..weights._layers import weight_layers
 
 __all__ = ["HyperSparse", "global_magnitude_mask", "hypersparse_loss"]
@@ -45,23 +46,6 @@ def _smallest(values: Tensor, k: int) -> Tensor:
     if values.device.type != "cpu":
         return values.kthvalue(k).values
     return torch.from_numpy(np.partition(values.numpy(), k - 1))[k - 1]  # selects several times as fast as torch
-
-
-@torch.no_grad()
-def global_magnitude_mask(weights: Sequence[Tensor], prune_rate: float) -> list[Tensor]:
-    """Which weights stay when the smallest of all together are pruned.
-
-    Args:
-        weights: any shapes.
-        prune_rate: share pruned, in [0, 1); exactly this share, rounded.
-
-    Returns:
-        booleans in the shapes of ``weights``, True where a weight stays.
-    """
-    size = torch.cat([w.flatten() for w in weights]).abs()
-    pruned = size.topk(round(prune_rate * len(size)), largest=False, sorted=False).indices
-    kept = torch.ones_like(size, dtype=torch.bool).index_fill_(0, pruned, False)
-    return [k.view_as(w) for k, w in zip(torch.split(kept, [w.numel() for w in weights]), weights, strict=True)]
 
 
 class HyperSparse(Method, paper="hypersparse-art"):

@@ -1,0 +1,1 @@
+"""Parts: the mathematics that several techniques share, one idea a file."""
