@@ -121,7 +121,7 @@ def test_purposes_never_share_a_seed() -> None:
     plan = make_plan(rows, costs, baseline=Row(BASELINE, ({}, {"lr": 1})), budget_seconds=1)
     seeds = [*plan.seeds, *plan.confirm_seeds, *plan.tuning_seeds]
     assert len(set(seeds)) == len(seeds) == 8 + 10 + 2
-    assert plan.tuning_runs == 9 * 2 * 2 / 2  # half of the rows stay to be tuned
+    assert plan.tuning_runs == round(9 * 2 * 2 * 3 / 8)  # three rows stay to be tuned
     assert plan.setting(Job("r3", 0, 1)) == {"s": 2}
 
 
@@ -411,10 +411,24 @@ def test_validation_and_never_test_chooses_the_setting() -> None:
     assert plan.tuning_runs == sum(job.seed in plan.tuning_seeds for job in outcome.records) == 12
 
 
-def test_a_race_tunes_those_that_survive_its_first_round() -> None:
+@pytest.mark.parametrize(("seconds", "after"), [(160, 0), (136, 1), (124, 2), (121, 3), (1, 3)])
+def test_settings_are_chosen_as_early_as_the_budget_allows(seconds: float, after: int) -> None:
+    """16 rows race in 112 runs, and choosing among 3 settings costs 48, 24, 12 or 9 more."""
+    plan = race_with_settings(seconds)
+    assert plan.tune_after == after
+    assert plan.tuning_runs == (48, 24, 12, 9)[after]
+    assert plan.runs == 112 + plan.tuning_runs
+    assert bool(plan.note) == (seconds == 1)
+
+
+def race_with_settings(seconds: float) -> Plan:
     n, settings = 16, tuple({"s": s} for s in (1, 2, 3))
     costs = dict.fromkeys([BASELINE, *ids(n)], 1.0)
-    plan = make_plan([Row(id, settings) for id in ids(n)], costs, budget_seconds=1, tuning_seeds=1)
+    return make_plan([Row(id, settings) for id in ids(n)], costs, budget_seconds=seconds, tuning_seeds=1)
+
+
+def test_a_race_tunes_those_that_survive_its_first_round() -> None:
+    n, plan = 16, race_with_settings(136)
     places = {id: float(i) for i, id in enumerate([BASELINE, *ids(n)])}
     outcome = run_protocol(plan, exact(lambda job: places[job.row] + 20 * (job.candidate == 2)))
     entered = [(r.name, len(r.rows)) for r in outcome.rounds]

@@ -258,15 +258,15 @@ def announce(
     say(f"runs   {folder}")
 
 
-def seconds_of(text: str) -> float:
-    """``90``, ``90s``, ``2m``, ``1.5h`` in seconds.
+def seconds_of(text: str, option: str = "--budget") -> float:
+    """``90``, ``90s``, ``2m``, ``1.5h`` in seconds; ``option`` is what the user gave it to.
 
     Raises:
         BadInput: for anything else.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
     if not match or float(match[1]) <= 0:
-        raise BadInput(f"--budget takes a positive time such as 90s, 2m or 1h, got '{text}'")
+        raise BadInput(f"{option} takes a positive time such as 90s, 2m or 1h, got '{text}'")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 

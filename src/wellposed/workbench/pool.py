@@ -163,7 +163,7 @@ class Pool:
             context = get_context("spawn")
             self._lifeline = context.Pipe(duplex=False)
             self._executor = ProcessPoolExecutor(self.workers, context, _begin, (self.function, self._lifeline[0]))
-        with _quiet_start():  # the executor starts a process at a submit that finds none idle
+        with quiet_start():  # the executor starts a process at a submit that finds none idle
             return self._executor.submit(_work, text)
 
 
@@ -259,7 +259,7 @@ def _json(spec: Spec) -> str:
 
 
 @contextmanager
-def _quiet_start() -> Iterator[None]:
+def quiet_start() -> Iterator[None]:
     """What processes started here inherit: one thread each, and no death by Ctrl-C while they import.
 
     Thread counts are read when libraries load, which is before any code of ours runs in the worker. A Ctrl-C that

@@ -7,7 +7,9 @@ nothing works, power when something does).
 Rules: every seed is shared by all rows (split, initialisation, batches). If everything fits the budget, all rows
 train on the same 10 seeds. Otherwise rows race at full training length on 2, 4 and 8 seeds, the lower half leaving each
 time, and the last 3 are confirmed on 10 seeds never used before; gains are quoted from those, which removes the
-winner's curse. The first round of a race is run with the published settings; candidates are tried for those that stay. Validation scores choose candidate settings and the rows that stay in the race; test scores only judge.
+winner's curse. Validation scores choose candidate settings and the rows that stay in the race; test scores only judge.
+Settings are chosen before the race where the budget allows it, else for those that stay after its first round, or the
+second, or the third; until then rows run with the published ones.
 """
 
 from __future__ import annotations
@@ -81,7 +83,8 @@ class Plan:
     confirm_seeds: tuple[int, ...]
     tuning_seeds: tuple[int, ...]
     runs: int  # tuning included; for a race, if no row fails and the published settings stay
-    tuning_runs: int  # in a race as many as can be expected: who stays to be tuned is not known
+    tuning_runs: int  # as many as can be expected, if who stays to be tuned is not known
+    tune_after: int  # rounds of the race before settings are chosen
     seconds: float  # expected wall-clock time
     costs: Mapping[str, float]
     direction: Literal["max", "min"]
@@ -101,6 +104,8 @@ class Plan:
             if self.protocol == "all"
             else f"race on 2/4/8 paired seeds, then {CONFIRMED} on {len(self.confirm_seeds)} fresh ones"
         )
+        if self.tune_after:
+            how += f", strengths chosen after round {self.tune_after}"
         return f"{len(self.rows)} techniques + baseline, {how}: {self.runs} runs, about {self.seconds / 60:.1f} min"
 
 
@@ -150,15 +155,20 @@ def make_plan(
     runs = count * (len(techniques) + 1)
     total = count * sum(costs[row.id] for row in (baseline, *techniques))
     protocol: Literal["all", "race"] = "all"
+    tune_after = 0
     if seeds is None and budget_seconds is not None and seconds(tuning + total) > budget_seconds:
         race_baseline, race_rows = _race_runs(len(techniques))
         average = sum(costs[row.id] for row in techniques) / len(techniques)  # who survives is not known yet
         race = race_baseline * costs[BASELINE] + race_rows * average
         if race < total:
             protocol, runs, total = "race", race_baseline + race_rows, race
-            if len(techniques) > CONFIRMED:
-                share = _kept(len(techniques), 0) / len(techniques)
-                tuning_runs, tuning = round(share * tuning_runs), share * tuning
+            for share in _shares(len(techniques)) if tuned else []:
+                if seconds(share * tuning + total) <= budget_seconds:
+                    break
+                tune_after += 1
+            tune_after = min(tune_after, len(_shares(len(techniques))) - 1)
+            share = _shares(len(techniques))[tune_after]
+            tuning_runs, tuning = round(share * tuning_runs), share * tuning
 
     note = ""
     needed = seconds(tuning + total)
@@ -188,6 +198,7 @@ def make_plan(
         tuning_seeds=block(2, tuning_seeds) if tuned else (),
         runs=runs + tuning_runs,
         tuning_runs=tuning_runs,
+        tune_after=tune_after,
         seconds=needed,
         costs=dict(costs),
         direction=direction,
@@ -231,6 +242,14 @@ def _check_numbers(budget: float | None, jobs: int, seeds: int | None, first_see
 def _kept(rows: int, round: int) -> int:
     """Rows that stay after a round of the race: the better half, and 3 after the last."""
     return CONFIRMED if round == len(RACE) - 1 else max(CONFIRMED, math.ceil(rows / 2))
+
+
+def _shares(rows: int) -> list[float]:
+    """Shares of the rows that are left before the race and after each of its rounds."""
+    left = [rows]
+    while left[-1] > CONFIRMED:
+        left.append(_kept(left[-1], len(left) - 1))
+    return [n / rows for n in left]
 
 
 def _race_runs(rows: int) -> tuple[int, int]:
@@ -437,13 +456,12 @@ class _Course:
     def race(self, rows: list[str]) -> list[str]:
         """Halves the rows on more and more seeds, by the mean paired difference of the validation score.
 
-        Rows are tuned once the first round has halved them: what is far behind with its published setting seldom
-        wins with another, and choosing would cost more than the round. Seeds of a row whose setting changed are run
-        again with the new one, so that every mean is of one setting.
+        Seeds of a row whose setting was changed in between are run again with the new one, so that every mean is of
+        one setting.
         """
         used = 0
-        if len(rows) <= CONFIRMED:
-            return self.tune(rows)
+        if not self.plan.tune_after:
+            rows = self.tune(rows)
         for round, fresh in enumerate(RACE):
             if len(rows) <= CONFIRMED:
                 break
@@ -460,7 +478,7 @@ class _Course:
                     self.out[id] = self.measured(id, gains, seeds, "dropped", why, round=name)
             rows = [id for id in rows if id in kept]
             self.rounds.append(Round(name, seeds, tuple(entered), tuple(rows)))
-            if round == 0:
+            if round + 1 == self.plan.tune_after:
                 rows = self.tune(rows)
         return rows
 
