@@ -40,6 +40,8 @@ class MaskedModel(Task):
     Args:
         kind: ``"token"`` or ``"real"``.
         classes: size of the vocabulary, for methods that need it; only with tokens.
+        visible: whether the model is handed ``batch["visible"]`` (B, K), the places shown, as well, and ``batch["x"]``
+            whole: for models that leave the hidden places out, as ``MaskedAutoencoder`` does.
 
     Raises:
         ValueError: for another ``kind``, or ``classes`` with reals.
@@ -58,16 +60,21 @@ class MaskedModel(Task):
 
     reads = ("x", "y", "mask")
 
-    def __init__(self, kind: Literal["token", "real"] = "token", *, classes: int | None = None) -> None:
+    def __init__(
+        self, kind: Literal["token", "real"] = "token", *, classes: int | None = None, visible: bool = False
+    ) -> None:
         if kind not in ("token", "real"):
             raise ValueError(f"MaskedModel: kind must be 'token' or 'real', got {kind!r}")
         if kind == "real" and classes is not None:
             raise ValueError("MaskedModel: real targets have no classes; leave classes out")
-        self.target, self.classes = kind, classes
+        self.target, self.classes, self.visible = kind, classes, visible
+        if visible:
+            self.reads = (*self.reads, "visible")
         self.yields = ("logits",) if kind == "token" else ("prediction",)
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
-        return {self.yields[0]: logits_of(model(batch["x"]))}
+        shown = (batch["visible"],) if self.visible else ()
+        return {self.yields[0]: logits_of(model(batch["x"], *shown))}
 
     def loss(self, out: Outputs, batch: Batch) -> Tensor:
         y = batch["y"]
@@ -86,4 +93,5 @@ class MaskedModel(Task):
         return masked_mean(values, batch["mask"])
 
     def __repr__(self) -> str:
-        return f"MaskedModel({self.target!r}{f', classes={self.classes}' if self.classes else ''})"
+        classes = f", classes={self.classes}" if self.classes else ""
+        return f"MaskedModel({self.target!r}{classes}{', visible=True' if self.visible else ''})"
