@@ -79,8 +79,8 @@ class SpectralRegularization(Method, paper="spectral-regularization-plasticity")
         R(\theta) = \sum_l \left(\sigma_1(W_l)^k - 1\right)^2 + \sum_l \|b_l\|^{2k} + \sum_l \sum_i \left(\gamma_{l,i}^k - 1\right)^2
 
     Helps:
-        Nets that go on learning new tasks: on a stream of random labels training accuracy late in the stream stayed 17
-        to 22 points above that of plain training.
+        Nets that go on learning new tasks: late in a stream of random labellings training accuracy was 24 points above
+        that of plain training.
 
     Avoid:
         Reading sigma off the penalty: with one iteration an update it lags, by up to 9 % after 2400 updates of a small
@@ -164,7 +164,8 @@ class InitialDistance(Method, paper="spectral-regularization-plasticity"):
         R_2(\theta) = \sum_l \sum_i \left(\theta_{l,i} - \theta^0_{l,i}\right)^2
 
     Helps:
-        Streams of tasks: on random labels 12 to 14 points of late training accuracy over plain training.
+        Streams of tasks: in three runs on random labellings, late training accuracy 21 to 43 points above that of plain
+        training.
 
     Avoid:
         Strong penalties: at 1e-2 already the first task was learned worse. Start is the first update with a strength
