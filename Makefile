@@ -7,13 +7,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: compare test lint docs bench evidence wheel clean
+.PHONY: compare test pairs lint docs bench evidence wheel clean
 
 compare: $(VENV)/.workbench  ## the main job: which technique helps?
 	$(BIN)/wellposed compare $(ARGS)
 
 test: $(VENV)/.test  ## all tests, with doc examples and the report in a browser
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+pairs: $(VENV)/.test  ## every two techniques together
+	WELLPOSED_PAIRS=all $(BIN)/python -m pytest -n $(JOBS) tests/contract/test_pairs.py $(ARGS)
 
 lint: $(VENV)/.lint  ## style and types
 	$(BIN)/ruff check .

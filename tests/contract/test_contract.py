@@ -6,10 +6,13 @@ import copy
 import dataclasses
 import io
 import pickle
+import re
 
+import foreign
 import pytest
 import torch
-from problems import METHODS, make_batch, make_method, trial, trial_of
+from foreign import FOREIGN
+from problems import CLASSES, METHODS, make_batch, make_method, trial, trial_of
 from torch import nn
 
 import wellposed as wp
@@ -266,10 +269,43 @@ def test_missing_key_is_named_at_attach(name: str) -> None:
         trial_of(name, example=batch)
 
 
+@pytest.mark.parametrize("kind", FOREIGN)
+@each
+def test_models_it_was_not_written_for(name: str, kind: str) -> None:
+    """BatchNorm, attention, frozen, tied and unused layers, two dtypes, two groups: it trains, or refuses to attach."""
+    if trial_kind(name) == "denoiser":
+        pytest.skip("no classifier's technique")
+    model, batch = foreign.build(kind), foreign.batch_for(kind)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    recipe = wp.Recipe(make_method(name))
+    try:
+        recipe.attach(model, wp.Classify(classes=CLASSES), steps=10, example=batch)
+        optimizer = torch.optim.AdamW(foreign.groups_of(model), lr=1e-3)
+        recipe.step(batch, optimizer)
+    except (wp.RecipeError, ValueError) as refused:  # a sentence, not some operator's complaint
+        refusal = str(refused)
+    else:
+        refusal = ""
+    if refusal:
+        assert re.search(rf"{name}|'\w+'", refusal), refusal
+        return
+    terms = recipe.step(batch, optimizer)
+    assert all(torch.isfinite(t) for t in terms.values())
+    after = dict(recipe.finish().named_parameters())
+    assert sorted(after) == sorted(before)
+    for n, p in after.items():
+        assert p.dtype == before[n].dtype
+        assert torch.isfinite(p).all(), n
+        assert p.requires_grad or torch.equal(p, before[n]), f"{n} is frozen and moved"
+    if kind == "transformer":
+        assert after["one.weight"] is dict(model.named_parameters(remove_duplicate=False))["two.weight"], "untied"
+    assert any(not torch.equal(p, before[n]) for n, p in after.items()), "nothing was learned"
+
+
 def test_every_check_ran_for_every_technique(request: pytest.FixtureRequest) -> None:
     """The suite counts itself: a filter that drops checks silently would show here."""
     items = [i for i in request.session.items if i.fspath == request.node.fspath and hasattr(i, "callspec")]
     if not any(i.name.startswith("test_card") for i in items) or request.config.getoption("-k"):
         pytest.skip("only meaningful when the whole file runs")
     per = {n: sum(i.callspec.params["name"] == n for i in items) for n in METHODS}
-    assert set(per.values()) == {17}, per
+    assert set(per.values()) == {17 + len(FOREIGN)}, per

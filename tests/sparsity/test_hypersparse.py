@@ -162,7 +162,7 @@ def test_what_it_cannot_do_is_said() -> None:
     with pytest.raises(ValueError, match="HyperSparse prunes at a share of training and needs to know how far it is"):
         recipe.step(batch(), torch.optim.SGD(model.parameters(), lr=0.1))
     recipe.detach()
-    with pytest.raises(wp.RecipeError, match=r"HyperSparse prunes parameters, and '0.weight' is reparametrised"):
+    with pytest.raises(wp.RecipeError, match=r"HyperSparse edits '0.weight' in place, and it is reparametrised"):
         wp.Recipe(wp.WeightCompander(), HyperSparse()).attach(model, wp.Classify(classes=3))
     with pytest.raises(ValueError, match="prune_rate must be 0 to"):
         HyperSparse(prune_rate=1.0)

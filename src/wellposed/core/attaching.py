@@ -58,6 +58,10 @@ def attach(recipe: Recipe, model: nn.Module, task: Task, example: Batch | None) 
                 )
             owner |= dict.fromkeys(added, name)
             _check_taps(m, name, model)
+        known = {n for n, _ in model.named_parameters()}
+        for m, name in names.items():
+            if taken := [n for n in m.edits if n not in known]:
+                raise RecipeError(f"{name} edits '{taken[0]}' in place, and it is reparametrised; keep one of the two")
         for tap in dict.fromkeys(t for m in names for t in m.taps):
             hooks += [model.get_submodule(tap).register_forward_hook(_Recorder(recipe, tap))]
     except BaseException:

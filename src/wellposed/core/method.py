@@ -62,6 +62,7 @@ class Method(nn.Module):
         null: field values that turn the method off (the identity of the contract suite); None where there are none.
         exact: whether accumulated microbatches and several ranks give the update of one large batch.
         stops: whether part of its term is held constant on purpose, so that the gradient is not the value's derivative.
+        edits: names of parameters it changes in place, known after ``setup``; a reparametrisation of one is refused.
         example: settings for a small trial (the contract suite's): field values, and under ``"model"`` the kind of
             model it needs: ``"mlp"`` (default), ``"conv"``, ``"rnn"`` or ``"denoiser"``.
         strength: factor of the penalty, a number or a schedule; a field only where there is a penalty.
@@ -78,6 +79,7 @@ class Method(nn.Module):
     paper: ClassVar[tuple[str, ...]] = ()
     family: ClassVar[str] = "user"
     taps: Sequence[str] = ()
+    edits: Sequence[str] = ()
     strength: Scalar = 1.0
 
     def __init_subclass__(cls, *, paper: str | tuple[str, ...] = (), **kwargs: Any) -> None:

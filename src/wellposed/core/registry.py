@@ -55,6 +55,11 @@ def parts_of(paper: str) -> list[Any]:
     return [cls for cls in catalogue().values() if paper in cls.paper] + citing.parts.get(paper, [])
 
 
+def papers_of(part: Any) -> tuple[str, ...]:
+    """Catalogue ids that a part cites: the other way round. Empty for a technique without a paper."""
+    return tuple(getattr(part, "paper", ()))
+
+
 def find(name: str) -> type[Method]:
     """The method with this class name or catalogue id, whatever the case.
 

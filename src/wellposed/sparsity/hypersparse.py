@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core import Exponential, Method, RecipeError, Step, Task, knob
+from ..core import Exponential, Method, Step, Task, knob
 from ..core.schedules import Scalar
 from ..parts.masks import global_magnitude_mask
 from ..weights._layers import weight_layers
@@ -101,13 +101,11 @@ class HyperSparse(Method, paper="hypersparse-art"):
     )
 
     def setup(self, model: nn.Module, task: Task) -> None:
-        known = dict(model.named_parameters())
-        self.names = tuple(f"{layer}.weight".lstrip(".") for layer in weight_layers(self, model))
-        for name in self.names:
-            if name not in known:
-                raise RecipeError(f"HyperSparse prunes parameters, and '{name}' is reparametrised; keep one of the two")
-        total = sum(known[n].numel() for n in self.names)
-        self.register_buffer("kept", torch.ones(total, dtype=torch.bool, device=known[self.names[0]].device))
+        layers = weight_layers(self, model)
+        self.edits = tuple(f"{layer}.weight".lstrip(".") for layer in layers)
+        weights = [cast(Tensor, model.get_submodule(layer).weight) for layer in layers]
+        total = sum(w.numel() for w in weights)
+        self.register_buffer("kept", torch.ones(total, dtype=torch.bool, device=weights[0].device))
         self.pruned = False
 
     def penalty(self, step: Step) -> Tensor | None:
@@ -136,7 +134,7 @@ class HyperSparse(Method, paper="hypersparse-art"):
         self.pruned = state["pruned"]
 
     def _weights(self, step: Step) -> list[Tensor]:
-        return [step.model.get_parameter(n) for n in self.names]
+        return [step.model.get_parameter(n) for n in self.edits]
 
     def _due(self, step: Step) -> bool:
         if step.progress is None:
