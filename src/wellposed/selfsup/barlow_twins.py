@@ -57,12 +57,14 @@ def barlow_twins(z1: Tensor, z2: Tensor, redundancy: float = 0.005, eps: float =
         C_{ij} = \frac{1}{N} \sum_n \hat z^A_{ni} \hat z^B_{nj}
 
     Helps:
-        Representations without labels, negative pairs, a predictor or a teacher. Agreement alone shrinks digits to two
-        dimensions; a linear probe on 50 labels then gains about 40 points from the redundancy term.
+        Representations without labels, negative pairs, a predictor or a teacher. On digits the features' linear probe
+        with 50 labels was 7.6 points above that of agreement alone, whose embeddings kept 3 of 32 dimensions, and 7.6
+        above that of the untrained encoder.
 
     Avoid:
-        Expecting it to beat raw pixels on digits, or uncorrelated units after a short training (0.4 remained after
-        30 epochs). Small batches: two unrelated views already cost D / N + redundancy D^2 / N more than the limit.
+        Expecting more than raw pixels give on digits, or units that are uncorrelated after a short training. Small
+        batches: two unrelated views already cost D / N + redundancy D^2 / N more than in the limit. An embedding of few
+        units with the default: the squares off the diagonal are D times as many as those on it, so few units need more.
 
     Defaults:
         redundancy 0.005; the authors put a projector of three wide layers (8192) behind the encoder, apply the loss to
