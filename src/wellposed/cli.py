@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,11 +147,51 @@ def methods(
 
 
 @app.command()
-def show(
-    name: Annotated[str, typer.Argument(help="Catalogue id or class name.")],
-    json_: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
+def papers(
+    family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="Only planned, built, verified, null, contradicted or stale ones.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print a JSON list, evidence included.")] = False,
 ) -> None:
-    """Print the card of a technique or paper."""
+    """List every paper of the catalogue and how far it is."""
+    from .workbench.listing import paper_listing, print_papers
+
+    rows = paper_listing(family, status)
+    if json_:
+        print(json.dumps(rows, indent=1, sort_keys=True))
+    else:
+        print_papers(rows, Console(highlight=False))
+
+
+@app.command()
+def search(
+    text: Annotated[list[str], typer.Argument(help="What goes wrong, or words of a title, mechanism or card.")],
+    limit: Annotated[int, typer.Option(help="At most so many hits.")] = 10,
+    json_: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Find papers and techniques: "my labels are wrong", "prune to 2:4", "loss of plasticity"."""
+    from .workbench.listing import hint, hits, print_hits
+
+    asked = " ".join(text)
+    found = hits(asked, limit)
+    if json_:
+        print(json.dumps(found, indent=1, sort_keys=True))
+    else:
+        print_hits(found, Console(highlight=False))
+    better = hint(asked, found)
+    if not found:
+        print(f"nothing found; {better}", file=sys.stderr)
+    elif better:
+        print(better, file=sys.stderr)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Catalogue id, or the name of a class or function.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print paper, cards and evidence as JSON.")] = False,
+) -> None:
+    """Print a paper or technique: what it does, its cards, its evidence."""
     from .workbench.listing import describe, print_card
 
     found = describe(name)
@@ -168,19 +210,55 @@ def reproduce(
     seeds: Annotated[int | None, typer.Option(help="At most so many paired seeds, at least 5.")] = None,
     first_seed: Annotated[int | None, typer.Option(help="Fresh seeds from here on; evidence is left alone.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Worker processes. Default: one a core.")] = None,
+    timeout: Annotated[str, typer.Option(help="What one claim may take: 90s, 10m, 1h.")] = "10m",
+    within: Annotated[
+        str | None, typer.Option(help="Time for all: the shortest claims first, and those left out are named.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
     strict: Annotated[bool, typer.Option(help="Exit 4 if a claim is undecided.")] = False,
 ) -> None:
-    """Run papers' claims again and compare with the evidence in the repository."""
+    """Run papers' claims again, each also with its technique damaged, and compare with the evidence that is there."""
     from .papers import reproduce as claims
+    from .papers.progress import Progress
+    from .workbench.compare import seconds_of
 
-    results = claims.reproduce(
-        claims.chosen(ids or (), all=all_, stale=stale, family=family), seeds=seeds, first_seed=first_seed, jobs=jobs,
-        on_result=(lambda r: None) if json_ else (lambda r: print(r, flush=True)),
-    )  # fmt: skip
+    chosen = claims.chosen(ids or (), all=all_, stale=stale, family=family)
+    results: list[claims.Result] = []
+    progress: Progress | None = None
+    with ExitStack() as stack:
+
+        def begin(todo: Sequence[str]) -> None:
+            nonlocal progress
+            if results:
+                talk().print(f"{len(results)} claims were done before the interruption")
+            expected = {id: claims.expected_seconds(id) for id in todo}
+            progress = stack.enter_context(Progress(talk(), expected, claims.jobs_for(len(todo), jobs)))
+
+        def told(result: claims.Result) -> None:
+            results.append(result)
+            if progress:
+                progress.ended(result.id)
+            if not json_:
+                print(result, flush=True)
+
+        try:
+            found = claims.reproduce(
+                chosen, seeds=seeds, first_seed=first_seed, jobs=jobs,
+                timeout=seconds_of(timeout, "--timeout"), within=seconds_of(within, "--within") if within else None,
+                watch=claims.Watch(begin, lambda id: progress.started(id) if progress else None, told),
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            stack.close()
+            command = " ".join(["wellposed", *map(_quote, sys.argv[1:])])
+            talk().print(f"interrupted: {len(results)} of {len(chosen)} claims are done; go on with: {command}")
+            raise typer.Exit(130) from None
     if json_:
-        print(json.dumps([r.document() for r in results], indent=1, sort_keys=True))
-    if code := claims.exit_code(results, strict):
+        print(json.dumps([r.document() for r in found], indent=1, sort_keys=True))
+    elif contradicted := [r.id for r in found if r.contradicted]:
+        print(f"contradicted here as before: {', '.join(contradicted)}")
+    if left := sorted(set(chosen) - {r.id for r in found}):
+        talk().print(f"left for lack of time: {', '.join(left)}")
+    if code := claims.exit_code(found, strict):
         raise typer.Exit(code)
 
 

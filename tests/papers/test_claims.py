@@ -1,6 +1,5 @@
 """The rule of the verdict on synthetic effects, the committed evidence, and running a claim again."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,12 +10,11 @@ import pytest
 import torch
 
 from wellposed.core.registry import catalogue
-from wellposed.papers import evidence, papers, reproduce
+from wellposed.papers import evidence, papers
 from wellposed.papers.arenas import Arena, digits, fit, mixture, mlp, quality
 from wellposed.papers.claim import LOOKS, Claim, ClaimError, check, differences, judge, looks
 from wellposed.papers.fingerprint import SOURCE, fingerprint, reached
 from wellposed.smoothness.sam import SAM
-from wellposed.workbench.errors import BadInput
 
 CLAIMED = evidence.claimed()
 
@@ -305,107 +303,6 @@ def test_committed_evidence_is_from_this_code(id: str) -> None:
 @pytest.mark.parametrize("id", ["comp-sum-losses", "poly-loss"])  # the quick ones
 def test_exact_claims_hold_on_fresh_seeds(id: str) -> None:
     assert check(evidence.claim_of(id), range(900, 905)).verdict == "PASS"
-
-
-# ---- reproducing
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Any]], None]:
-    """Put a quick run in place of the claim of SAM."""
-
-    def put(run: Callable[[int], Any]) -> None:
-        monkeypatch.setattr("wellposed.papers.claims.sam.CLAIM", claim(run))
-
-    return put
-
-
-def test_reproducing_writes_and_compares(tmp_path: Path, stand_in: Callable[[Callable[[int], Any]], None]) -> None:
-    stand_in(noisy(10.0))
-    [first] = reproduce.reproduce(["sam"], jobs=1, folder=tmp_path)
-    assert (first.verdict, first.before, first.failed) == ("PASS", None, False)
-    text = (tmp_path / "sam.json").read_text()
-    assert text == json.dumps(json.loads(text), indent=1, sort_keys=True) + "\n"
-    stand_in(noisy(-10.0))
-    [second] = reproduce.reproduce(["sam"], jobs=1, folder=tmp_path)
-    assert (second.verdict, second.failed) == ("FAIL", True)
-    assert (reproduce.exit_code([first]), reproduce.exit_code([first, second])) == (0, 3)
-    assert second.document()["before"] == "PASS"
-    assert "was PASS" in str(second)
-    [third] = reproduce.reproduce(["sam"], jobs=1, folder=tmp_path)
-    assert (third.verdict, third.failed) == ("FAIL", False)  # recorded already: shown, but nothing new
-
-
-def crashing(seed: int) -> Any:
-    raise KeyError(seed)
-
-
-def test_a_crash_is_the_result_of_its_claim(tmp_path: Path, stand_in: Callable[[Callable[[int], Any]], None]) -> None:
-    stand_in(crashing)
-    told: list[str] = []
-    results = reproduce.reproduce(
-        ["sam", "poly-loss"], jobs=1, folder=tmp_path, on_result=lambda result: told.append(result.id)
-    )
-    assert [r.verdict for r in results] == ["ERROR", "PASS"]
-    assert reproduce.exit_code(results) == 1
-    assert results[0].document()["evidence"] is None
-    assert "KeyError" in str(results[0])
-    assert told == ["sam", "poly-loss"]
-    assert [p.name for p in tmp_path.iterdir()] == ["poly-loss.json"]
-
-
-def test_other_seeds_leave_the_evidence_alone(stand_in: Callable[[Callable[[int], Any]], None]) -> None:
-    stand_in(noisy(10.0))
-    path = evidence.FOLDER / "sam.json"
-    before = path.read_bytes()
-    [result] = reproduce.reproduce(["sam"], seeds=6, first_seed=7, jobs=1)
-    assert result.found is not None
-    assert result.found["seeds"] == [7, 8, 9, 10, 11]
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: reproduce.reproduce(["samm"]), "no claim for 'samm'"),
-        (lambda: reproduce.reproduce(["sam"], seeds=3), "at least 5 paired seeds"),
-        (lambda: reproduce.reproduce(["sam"], first_seed=-1), "seeds are 0, 1, 2"),
-        (lambda: reproduce.reproduce(["sam"], folder=Path("nowhere")), "nowhere is no folder"),
-        (lambda: reproduce.chosen(), "name papers"),
-        (lambda: reproduce.chosen(["sam"], all=True), "name papers"),
-        (lambda: reproduce.chosen(family="rl"), "no claim in family 'rl'"),
-    ],
-)
-def test_bad_input_is_told_in_a_sentence(call: Callable[[], object], message: str) -> None:
-    with pytest.raises(BadInput, match=message):
-        call()
-
-
-def test_choosing_claims() -> None:
-    assert reproduce.chosen(all=True) == CLAIMED
-    assert reproduce.chosen(["sam", "elr", "sam"]) == ["elr", "sam"]
-    assert "sam" in reproduce.chosen(family="smoothness")
-    assert reproduce.chosen(stale=True) == []
-
-
-def test_what_show_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    told = evidence.shown("elr")
-    assert evidence.claim_of("elr").statement in told
-    assert "PASS" in told
-    assert "stale" not in told
-    assert evidence.shown("a2mim") == "no claim has been written for a2mim yet"
-    monkeypatch.setattr(evidence, "code_hash", lambda id: "0" * 16)
-    assert evidence.shown("elr").endswith("stale: the code has changed since")
-    monkeypatch.setattr(evidence, "FOLDER", tmp_path)
-    assert "not run yet" in evidence.shown("elr")
-    monkeypatch.setattr(evidence, "FOLDER", tmp_path / "nowhere")
-    assert "kept in the repository (evidence/elr.json)" in evidence.shown("elr")
-
-
-def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
-    assert evidence.read("sam", tmp_path) is None
-    for text in ("{", "[]", '{"schema": 99, "id": "sam"}', '{"schema": 1, "id": "elr"}'):
-        (tmp_path / "sam.json").write_text(text)
-        with pytest.raises(BadInput, match="reproduce sam"):
-            evidence.read("sam", tmp_path)
 
 
 # ---- the fingerprint

@@ -1,5 +1,6 @@
 """Mutations: what is changed, for whom, and that everything is as before afterwards."""
 
+import functools
 import sys
 from collections import namedtuple
 from collections.abc import Iterator
@@ -75,6 +76,15 @@ def test_a_module_first_imported_meanwhile_is_put_right_too(library: tuple[Any, 
     with mutation("twice", negated).applied():
         user.late = home.twice
     assert user.late is twice
+
+
+def test_what_was_cached_is_forgotten(library: tuple[Any, Any]) -> None:
+    home, user = library
+    user.table = functools.cache(lambda: float(home.twice(torch.tensor(1.0))))
+    assert user.table() == 2
+    with mutation("twice", negated).applied():
+        assert user.table() == -2
+    assert user.table() == 2
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,15 @@ import torch
 from .. import __version__
 from ..workbench.errors import BadInput
 from . import claims
-from .claim import LEVEL, Claim, Outcome, ratios
+from .claim import ARMS, LEVEL, Claim, Outcome, ratios
 from .fingerprint import fingerprint
 
 SCHEMA = 1
+FIELDS: dict[str, Any] = {
+    "statement": str, "arena": str, "kind": str, "quantity": str, "verdict": str, "code": str,
+    "estimate": int | float, "seconds": int | float, "seeds": list, "versions": dict,
+}  # fmt: skip
+"""What every record holds."""
 FOLDER = Path(__file__).resolve().parents[3] / "evidence"  # exists in a checkout, not in an installed package
 
 
@@ -53,7 +58,7 @@ def record(claim: Claim, outcome: Outcome) -> dict[str, Any]:
         "kind": claim.kind,
         "quantity": claim.quantity,
         "verdict": outcome.verdict,
-        "estimate": _short(outcome.estimate),
+        "estimate": short(outcome.estimate),
         "seeds": list(outcome.seeds),
         **_measured(claim, outcome),
         "seconds": round(outcome.seconds, 1),
@@ -66,20 +71,20 @@ def record(claim: Claim, outcome: Outcome) -> dict[str, Any]:
         **found,
         **({"direction": claim.direction} if claim.kind == "paired" else {}),
         "margin": claim.margin,
-        "interval": _short(outcome.interval),
+        "interval": short(outcome.interval),
         "level": round(LEVEL, 4),
-        "differences": _short(outcome.gains),
+        "differences": short(outcome.gains),
     }
 
 
 def _measured(claim: Claim, outcome: Outcome) -> dict[str, Any]:
     """Every value, by arm; of a cost claim also the ratios; of a curve claim x, every seed's series and their mean."""
     if claim.kind != "curve":
-        arms = {"arms": {arm: _short(by) for arm, by in outcome.arms.items()}}
-        return {**arms, "ratios": _short(ratios(outcome.arms))} if claim.kind == "cost" else arms
+        arms = {"arms": {arm: short(by) for arm, by in outcome.arms.items()}}
+        return {**arms, "ratios": short(ratios(outcome.arms))} if claim.kind == "cost" else arms
     swept, *series = outcome.arms["curve"].items()
     mean = {name: [sum(at) / len(at) for at in zip(*curves, strict=True)] for name, curves in series}
-    return {"curve": {"swept": swept[0], "x": _short(swept[1][0]), "seeds": _short(dict(series)), "mean": _short(mean)}}
+    return {"curve": {"swept": swept[0], "x": short(swept[1][0]), "seeds": short(dict(series)), "mean": short(mean)}}
 
 
 def write(found: dict[str, Any], folder: Path | None = None) -> Path:
@@ -100,13 +105,27 @@ def read(id: str, folder: Path | None = None) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text("utf-8"))
         if found["schema"] == SCHEMA and found["id"] == id:
+            _check(found)
             return dict(found)
         problem = f"schema {found['schema']} of paper '{found['id']}', not schema {SCHEMA} of '{id}'"
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"no record ({type(error).__name__}: {error})"
     raise BadInput(f"{path} holds {problem}: delete it and run `wellposed reproduce {id}`")
+
+
+def _check(found: dict[str, Any]) -> None:
+    """Raise ValueError or KeyError unless everything is there that a reader may ask for."""
+    wrong = [name for name, kinds in FIELDS.items() if not isinstance(found[name], kinds)]
+    if found["verdict"] not in ("PASS", "NULL", "FAIL") or found["kind"] not in ARMS:
+        wrong.append("verdict or kind")
+    elif found["kind"] in ("paired", "curve"):
+        low, high = found["interval"]
+        wrong += [name for name in ("margin", "differences", "level") if name not in found]
+        wrong += [] if isinstance(low, int | float) and isinstance(high, int | float) else ["interval"]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} wrong")
 
 
 def is_stale(found: dict[str, Any]) -> bool:
@@ -129,6 +148,11 @@ def in_words(found: dict[str, Any]) -> str:
     return f"{found['verdict']}: {said}; {seconds}"
 
 
+def mutation_in_words(found: dict[str, Any]) -> str:
+    """What the damaged technique gave: ``with strength 0: FAIL``; empty where no damage was recorded."""
+    return f"with {found['mutation']['words']}: {found['mutation']['verdict']}" if "mutation" in found else ""
+
+
 def shown(id: str) -> str:
     """What ``wellposed show`` says of a paper's evidence: statement, arena and verdict, or why there is none."""
     if id not in claimed():
@@ -138,17 +162,18 @@ def shown(id: str) -> str:
         where = "not run yet" if FOLDER.is_dir() else f"kept in the repository (evidence/{id}.json), not in the package"
         return f"{declared.statement}\n{declared.arena}\n{where}: `wellposed reproduce {id}` runs it"
     note = "\nstale: the code has changed since" if is_stale(found) else ""
-    return f"{found['statement']}\n{found['arena']}\n{in_words(found)}{note}"
+    lines = [found["statement"], found["arena"], in_words(found), mutation_in_words(found)]
+    return "\n".join(filter(None, lines)) + note
 
 
 def _module(id: str) -> str:
     return f"{claims.__name__}.{id.replace('-', '_')}"
 
 
-def _short(value: Any) -> Any:
+def short(value: Any) -> Any:
     """Six digits of every number inside: what a machine's rounding leaves unchanged, and easy to read in a diff."""
     if isinstance(value, dict):
-        return {key: _short(inner) for key, inner in value.items()}
+        return {key: short(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_short(inner) for inner in value]
+        return [short(inner) for inner in value]
     return float(f"{value:.6g}")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -45,7 +46,8 @@ class Mutation:
     def applied(self) -> Iterator[None]:
         """Change the target, for everybody, and change it back at the end, also after an exception.
 
-        A method is replaced in its class; a function in every module of the library that holds it.
+        A method is replaced in its class; a function in every module of the library that holds it. What functions of
+        the library have cached is forgotten before and after: it may come from the other code.
 
         Raises:
             MutationError: if there is no such target.
@@ -54,6 +56,7 @@ class Mutation:
         if isinstance(owner, type):
             had, raw = name in vars(owner), inspect.getattr_static(owner, name)
             setattr(owner, name, _rewrapped(raw, self.by))
+            _forget()
             try:
                 yield
             finally:
@@ -61,14 +64,17 @@ class Mutation:
                     setattr(owner, name, raw)
                 else:
                     delattr(owner, name)
+                _forget()
             return
         original = getattr(owner, name)
         replacement = _fresh(self.by(original), original)
         _swap(original, replacement)
+        _forget()
         try:
             yield
         finally:
             _swap(replacement, original)
+            _forget()
 
     def _place(self) -> tuple[Any, str]:
         """The class or module that holds the target, and its name there."""
@@ -163,8 +169,21 @@ def _fresh(replacement: Function, original: Function) -> Function:
 
 def _swap(old: Any, new: Any) -> None:
     """Put ``new`` wherever a module of the library holds ``old``."""
-    for name, module in list(sys.modules.items()):
-        if module is not None and (name == "wellposed" or name.startswith("wellposed.")):
-            for key, value in list(vars(module).items()):
-                if value is old:
-                    setattr(module, key, new)
+    for module in _library():
+        for key, value in list(vars(module).items()):
+            if value is old:
+                setattr(module, key, new)
+
+
+def _forget() -> None:
+    """Empty every ``functools.cache`` of the library outside the core, which no mutation reaches."""
+    for module in _library():
+        if not module.__name__.startswith("wellposed.core."):
+            for value in list(vars(module).values()):
+                for held in (value, *(vars(value).values() if isinstance(value, type) else ())):
+                    if callable(clear := getattr(held, "cache_clear", None)):
+                        clear()
+
+
+def _library() -> list[ModuleType]:
+    return [m for name, m in list(sys.modules.items()) if m is not None and (name + ".").startswith("wellposed.")]

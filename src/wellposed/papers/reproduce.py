@@ -1,19 +1,34 @@
-"""Running claims again: in worker processes, against the evidence that is there."""
+"""Running claims again: in worker processes, against the evidence that is there.
+
+What has finished is kept in ``.wellposed/reproduce`` until the whole command has, so that an interrupted one goes on
+where it was.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
+import torch
+
+from .. import __version__
 from ..workbench.errors import BadInput
-from ..workbench.pool import Pool
+from ..workbench.store import Run, Store
 from . import evidence, papers
-from .claim import LOOKS, check
+from .claim import LOOKS, Claim, ClaimError, Outcome, check
+from .mutation import MutationError
+from .workers import Work, work_through
 
 RANK = {"PASS": 0, "NULL": 1, "FAIL": 2}
+TIMEOUT = 600.0
+"""Seconds by the clock that a claim may take, its mutated run included."""
+KEPT = Path(".wellposed/reproduce")
+UNKNOWN = 40.0  # seconds expected of a claim that was never run: both runs at the goal of 20 s
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,11 @@ class Result:
     def verdict(self) -> str:
         """PASS, NULL, FAIL or ERROR."""
         return self.found["verdict"] if self.found else "ERROR"
+
+    @property
+    def contradicted(self) -> bool:
+        """FAIL as in the evidence that was there: nothing new, and still to be seen."""
+        return self.verdict == "FAIL" and self.before is not None and self.before["verdict"] == "FAIL"
 
     @property
     def failed(self) -> bool:
@@ -78,60 +98,125 @@ def chosen(ids: Sequence[str] = (), *, all: bool = False, stale: bool = False, f
     return [id for id in known if all or (old := evidence.read(id)) is None or evidence.is_stale(old)]
 
 
+def expected_seconds(id: str) -> float:
+    """Of a claim and its mutated run together, by the record; a usual time where there is none."""
+    found = evidence.read(id)
+    return 2 * float(found["seconds"]) if found else UNKNOWN
+
+
+def jobs_for(claims: int, jobs: int | None = None) -> int:
+    """Worker processes for so many claims: one a core unless told otherwise."""
+    return max(1, min(jobs or os.cpu_count() or 1, claims))
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told of what happens.
+
+    Attributes:
+        begin: called once, with the ids that will be run; what was kept from an interrupted run is not among them.
+        start: called as a claim starts.
+        result: called with each result as it comes, kept ones first.
+    """
+
+    begin: Callable[[Sequence[str]], None] = lambda ids: None
+    start: Callable[[str], None] = lambda id: None
+    result: Callable[[Result], None] = lambda result: None
+
+
 def reproduce(
     ids: Sequence[str],
     *,
     seeds: int | None = None,
     first_seed: int | None = None,
     jobs: int | None = None,
+    timeout: float = TIMEOUT,
+    within: float | None = None,
     folder: Path | None = None,
-    on_result: Callable[[Result], None] = lambda result: None,
+    kept: Path = KEPT,
+    watch: Watch | None = None,
+    work: Work | None = None,
 ) -> list[Result]:
     """Run claims and write their evidence, each as it finishes; a claim that crashes is its own result.
+
+    The longest start first, so that none is left alone at the end; within a given time the shortest.
 
     Args:
         ids: of papers with a claim.
         seeds: at most so many paired seeds, at least 5; default the claim's own number, 20.
         first_seed: seeds from here on, in place of the frozen ones.
         jobs: worker processes; default one a core.
+        timeout: seconds after which a claim is stopped, which is its result.
+        within: seconds after which, going by recorded times, no claim may still be running: what would be is left out.
         folder: where evidence is written, and compared with. Default: the repository's, if this is a checkout, and only
             for the frozen seeds; nothing is written otherwise.
-        on_result: called with each result as it comes.
+        kept: folder of what has finished; emptied when all have.
+        watch: told of what happens.
+        work: what a worker does with one claim; default ``run_one``.
 
     Returns:
-        results in the order of ``ids``; ``exit_code`` sums them up.
+        results in the order of ``ids``, without those left out; ``exit_code`` sums them up.
 
     Raises:
-        BadInput: for an id without a claim, too few seeds, or a folder that does not exist.
+        BadInput: for an id without a claim, damaged evidence, too few seeds, or a folder that does not exist.
     """
     if seeds is not None and seeds < LOOKS[0]:
         raise BadInput(f"a claim needs at least {LOOKS[0]} paired seeds, got {seeds}")
     if first_seed is not None and first_seed < 0:
         raise BadInput(f"seeds are 0, 1, 2, ...; got {first_seed}")
+    if jobs is not None and jobs < 1:
+        raise BadInput(f"at least one job is needed, got {jobs}")
     if folder is not None and not folder.is_dir():
         raise BadInput(f"{folder} is no folder: create it first")
     frozen = seeds is None and first_seed is None
     target = folder or (evidence.FOLDER if frozen and evidence.FOLDER.is_dir() else None)
-    specs = []
+    watch, store = watch or Watch(), Store(kept)
+    specs, before, runs = {}, {}, {}
     for id in ids:
         own = evidence.claim_of(id).seeds
         start = own[0] if first_seed is None else first_seed
-        specs.append({"id": id, "seeds": list(own) if frozen else list(range(start, start + (seeds or len(own))))})
-    results: dict[int, Result] = {}
-    workers = min(jobs or os.cpu_count() or 1, max(1, len(specs)))
-    with Pool(run_one, workers) as pool:
-        for index, answer in pool.run(specs):
-            id = ids[index]
-            before = evidence.read(id, folder)
-            if isinstance(answer, dict):
-                result = Result(id, answer, before)
-                if target:
-                    evidence.write(answer, target)
-            else:
-                result = Result(id, None, before, answer.reason)
-            results[index] = result
-            on_result(result)
-    return [results[i] for i in range(len(specs))]
+        specs[id] = {"id": id, "seeds": list(own) if frozen else list(range(start, start + (seeds or len(own))))}
+        before[id] = evidence.read(id, folder)
+        runs[id] = _run(specs[id])
+    results: dict[str, Result] = {}
+
+    def tell(result: Result) -> None:
+        if target and result.found:
+            evidence.write(result.found, target)
+        results[result.id] = result
+        watch.result(result)
+
+    for id in ids:
+        if done := store.get(runs[id]):
+            tell(Result(id, done["found"], done["before"]))
+    todo = [id for id in ids if id not in results]
+    cost = {id: expected_seconds(id) for id in todo}
+    todo.sort(key=cost.__getitem__, reverse=within is None)
+    watch.begin(todo)
+    begin = monotonic()
+    for index, answer in work_through(
+        work or run_one, [specs[id] for id in todo], jobs_for(len(todo), jobs), timeout,
+        may_start=lambda i: within is None or monotonic() - begin + cost[todo[i]] <= within,
+        on_start=lambda i: watch.start(todo[i]),
+    ):  # fmt: skip
+        id = todo[index]
+        if isinstance(answer, dict):
+            store.put(runs[id], {"found": answer, "before": before[id]})
+            tell(Result(id, answer, before[id]))
+        else:
+            tell(Result(id, None, before[id], answer.reason))
+    for run in runs.values():
+        store.path(run).unlink(missing_ok=True)
+    with suppress(OSError):  # others may still need it
+        store.folder.rmdir()
+        kept.rmdir()
+    return [results[id] for id in ids if id in results]
+
+
+def _run(spec: dict[str, Any]) -> Run:
+    """What the result of a claim depends on."""
+    versions = {"wellposed": __version__, "torch": torch.__version__}
+    return Run(evidence.code_hash(spec["id"]), {"claim": spec["id"], "seeds": spec["seeds"]}, "", 0, versions)
 
 
 def exit_code(results: Sequence[Result], strict: bool = False) -> int:
@@ -145,5 +230,39 @@ def exit_code(results: Sequence[Result], strict: bool = False) -> int:
 
 def run_one(spec: dict[str, Any]) -> dict[str, Any]:
     """The job of a worker: one claim, ``{"id", "seeds"}`` to its record."""
-    claim = evidence.claim_of(spec["id"])
-    return evidence.record(claim, check(claim, spec["seeds"]))
+    return run_claim(evidence.claim_of(spec["id"]), spec["seeds"])
+
+
+def run_claim(claim: Claim, seeds: Sequence[int] | None = None) -> dict[str, Any]:
+    """Run a claim, then with the technique damaged, and return the record.
+
+    Raises:
+        ClaimError: if what was measured cannot be judged, or if the damage leaves a PASS a PASS: such a claim would
+            pass whatever the technique did.
+        MutationError: if there is nothing to damage where the claim says.
+    """
+    outcome = check(claim, seeds)
+    found = evidence.record(claim, outcome)
+    if claim.mutation is None:
+        return found
+    found["mutation"] = damaged(claim, outcome)
+    if outcome.verdict == found["mutation"]["verdict"] == "PASS":
+        raise ClaimError(f"PASS, but also with {claim.mutation.words}: this claim cannot fail")
+    return found
+
+
+def damaged(claim: Claim, outcome: Outcome) -> dict[str, Any]:
+    """What the mutation does to a claim on the seeds that gave its verdict: words, verdict and estimate.
+
+    A run that breaks has lost its PASS, too: its verdict is ERROR, with the reason.
+    """
+    assert claim.mutation
+    with claim.mutation.applied():
+        try:
+            after = check(claim, outcome.seeds)
+        except MutationError:
+            raise
+        except Exception as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            return {"words": claim.mutation.words, "verdict": "ERROR", "error": why}
+    return {"words": claim.mutation.words, "verdict": after.verdict, "estimate": evidence.short(after.estimate)}
