@@ -35,15 +35,25 @@ def reached(module: str, source: Path = SOURCE) -> dict[Place, str]:
         place = waiting.pop()
         if place in found or (place[0] + ".").startswith(LEFT_OUT):
             continue
-        definitions, imports = _scan(place[0], source)
-        name = place[1]
-        if name in definitions:
-            node = definitions[name]
-            found[place] = _plain(node)
-            waiting += _used(node, place[0], definitions, imports)
-        elif name in imports:
-            waiting.append(imports[name])
+        code, leads_to = _definition(place, source)
+        if code:
+            found[place] = code
+        waiting += leads_to
     return found
+
+
+@cache
+def _definition(place: Place, source: Path) -> tuple[str, list[Place]]:
+    """A definition's code and the names it uses; of an imported name no code and where it comes from.
+
+    Kept, because many claims reach the same definitions, and `wellposed papers` asks for the hash of every claim.
+    """
+    module, name = place
+    definitions, imports = _scan(module, source)
+    if name in definitions:
+        node = definitions[name]
+        return _plain(node), _used(node, module, definitions, imports)
+    return "", [imports[name]] if name in imports else []
 
 
 @cache
