@@ -1,4 +1,4 @@
-"""What claims share: data with a known truth, small models, training through a recipe, and measurements.
+"""What claims share: data with a known truth, small models, training through a recipe, and what is measured there.
 
 A seed fixes data, initialisation, order of batches and all noise, so that two arms of one seed differ in the technique
 and nothing else.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core import Method, Recipe
 from ..tasks import Classify
-from ..workbench.metrics import accuracy, classification
+from . import measures
 
 Measure = Callable[[nn.Module, "Sample"], dict[str, float]]
 
@@ -155,47 +155,22 @@ MIXTURE = Arena(
 )  # fmt: skip
 
 
-# ---- measurements
+# ---- measurements of a net trained on a sample
 @torch.no_grad()
 def quality(model: nn.Module, sample: Sample) -> dict[str, float]:
     """Test accuracy (points), NLL (nats), ECE (points); under label noise the share of wrong labels fitted (points)."""
-    found = classification(model(sample.x_test), sample.y_test)
-    wrong = sample.y != sample.clean
-    if wrong.any():
-        found["wrong labels fitted"] = accuracy(model(sample.x[wrong]), sample.y[wrong])
+    found = measures.quality(model, sample.x_test, sample.y_test)
+    if not torch.equal(sample.y, sample.clean):
+        found["wrong labels fitted"] = measures.memorised(model, sample.x, sample.y, sample.clean)
     return found
 
 
-def log_curvature(model: nn.Module, sample: Sample, iterations: int = 15) -> float:
-    """Logarithm of the largest Hessian eigenvalue of the training loss, by power iteration."""
-    params = list(model.parameters())
-    loss = F.cross_entropy(model(sample.x), sample.y)
-    grads = torch.autograd.grad(loss, params, create_graph=True)
-    g = torch.Generator().manual_seed(1)
-    v = [torch.randn(p.shape, generator=g) for p in params]
-    value = torch.tensor(0.0)
-    for _ in range(iterations):
-        norm = torch.stack([a.square().sum() for a in v]).sum().sqrt()
-        unit = [a / norm for a in v]
-        product = torch.stack([(a * b).sum() for a, b in zip(grads, unit, strict=True)]).sum()
-        v = list(torch.autograd.grad(product, params, retain_graph=True))
-        value = torch.stack([(a * b).sum() for a, b in zip(v, unit, strict=True)]).sum()
-    return math.log(float(value))
-
-
 def curvature(model: nn.Module, sample: Sample) -> dict[str, float]:
-    """Quality, and how sharp the minimum is."""
-    return quality(model, sample) | {"log largest Hessian eigenvalue": log_curvature(model, sample)}
+    """Quality, and how sharp the minimum is: the logarithm of the largest Hessian eigenvalue of the training loss."""
+    largest = measures.sharpness(model, lambda: F.cross_entropy(model(sample.x), sample.y))
+    return quality(model, sample) | {"log largest Hessian eigenvalue": math.log(largest)}
 
 
 def attacked_accuracy(model: nn.Module, sample: Sample, radius: float, steps: int = 10) -> float:
     """Test accuracy (points) under projected gradient ascent of the loss in |x' - x| <= radius, inside [0, 1]."""
-    x, y = sample.x_test, sample.y_test
-    noise = radius * (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) - 1)
-    for _ in range(steps):
-        noise.requires_grad_()
-        loss = F.cross_entropy(model((x + noise).clamp(0, 1)), y, reduction="sum")
-        (slope,) = torch.autograd.grad(loss, noise)
-        noise = (noise.detach() + 2.5 * radius / steps * slope.sign()).clamp(-radius, radius)
-    with torch.no_grad():
-        return accuracy(model((x + noise).clamp(0, 1)), y)
+    return measures.attacked_accuracy(model, sample.x_test, sample.y_test, radius, steps)

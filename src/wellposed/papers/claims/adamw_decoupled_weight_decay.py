@@ -11,6 +11,7 @@ from ...core import Method, Recipe, Task
 from ...weights.decoupled_weight_decay import DecoupledWeightDecay
 from ...weights.norm_penalties import L2
 from ..claim import Claim
+from ..mutation import Mutation, fixed
 
 SCALES, COUNT, STEPS, LR, DECAY = (1.0, 10.0, 100.0), 4000, 2000, 1e-3, 0.05
 
@@ -66,4 +67,9 @@ CLAIM = Claim(
     kind="exact",
     tolerance=4.0,  # of 30 normal variates one exceeds 4 in absolute value with probability 0.002
     run=run,
+    mutation=Mutation(
+        words="strength 0",
+        target="wellposed.weights.decoupled_weight_decay:DecoupledWeightDecay",
+        by=fixed(strength=0.0),
+    ),
 )

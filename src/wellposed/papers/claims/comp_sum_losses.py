@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ...objectives.comp_sum import comp_sum_loss, h_consistency_bound
 from ..claim import Claim
+from ..mutation import Mutation, negated
 
 TAUS = (0.0, 0.5, 1.0, 1.5, 1.7, 2.0, 2.5)
 
@@ -67,4 +68,9 @@ CLAIM = Claim(
     kind="exact",
     tolerance=1e-9,
     run=run,
+    mutation=Mutation(
+        words="the sign of the loss turned round",
+        target="wellposed.objectives.comp_sum:comp_sum_loss",
+        by=negated,
+    ),
 )

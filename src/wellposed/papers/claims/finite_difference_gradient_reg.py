@@ -3,6 +3,7 @@
 from ...smoothness.gradient_norm import GradientNormPenalty
 from ..arenas import FEW_NOISY_DIGITS, curvature
 from ..claim import Claim
+from ..mutation import Mutation, fixed
 
 CLAIM = Claim(
     paper="finite-difference-gradient-reg",
@@ -17,5 +18,10 @@ CLAIM = Claim(
         GradientNormPenalty(gamma=0.2, eps=0.1, mode="forward"),
         curvature,
         without=GradientNormPenalty(gamma=0.2, mode="double"),
+    ),
+    mutation=Mutation(
+        words="gamma 0",
+        target="wellposed.smoothness.gradient_norm:GradientNormPenalty",
+        by=fixed(gamma=0.0),
     ),
 )

@@ -10,6 +10,7 @@ from ...optimizers.vanishing_gradients import VanishingGradientPenalty, spectral
 from ...tasks import Classify
 from ...workbench.metrics import accuracy
 from ..claim import Claim
+from ..mutation import Mutation, fixed
 
 LENGTH, UNITS, STEPS = 20, 30, 800
 
@@ -72,4 +73,9 @@ CLAIM = Claim(
         "with": trained(seed, GradientClipping(max_norm=1.0), VanishingGradientPenalty(layer="rnn", strength=2.0)),
         "without": trained(seed, GradientClipping(max_norm=1.0)),
     },
+    mutation=Mutation(
+        words="strength 0",
+        target="wellposed.optimizers.vanishing_gradients:VanishingGradientPenalty",
+        by=fixed(strength=0.0),
+    ),
 )

@@ -8,6 +8,7 @@ from ...core import Recipe
 from ...objectives.poly_loss import PolyLoss, poly_terms
 from ...tasks import Classify
 from ..claim import Claim
+from ..mutation import Mutation, negated
 
 
 def run(seed: int) -> dict[str, dict[str, float]]:
@@ -43,4 +44,9 @@ CLAIM = Claim(
     kind="exact",
     tolerance=1e-12,
     run=run,
+    mutation=Mutation(
+        words="the sign of the added term turned round",
+        target="wellposed.objectives.poly_loss:PolyLoss.penalty",
+        by=negated,
+    ),
 )

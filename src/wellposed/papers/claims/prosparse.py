@@ -7,6 +7,7 @@ from ...core import Method
 from ...sparsity.prosparse import ProSparse, activation_sparsity, relufy, sine_stages
 from ..arenas import Sample, digits, fit, quality
 from ..claim import Claim
+from ..mutation import Mutation, fixed
 
 
 class Gated(nn.Module):
@@ -51,4 +52,9 @@ CLAIM = Claim(
     quantity="zero activations",
     margin=15.0,  # a quarter of the +61.4 points seen on other seeds
     run=run,
+    mutation=Mutation(
+        words="strength 0",
+        target="wellposed.sparsity.prosparse:ProSparse",
+        by=fixed(strength=0.0),
+    ),
 )

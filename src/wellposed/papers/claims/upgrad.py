@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...optimizers.upgrad import upgrad, upgrad_weights
 from ..claim import Claim
+from ..mutation import Mutation, zero
 
 exactly = partial(upgrad_weights, norm_eps=0.0, reg_eps=0.0)
 
@@ -46,4 +47,9 @@ CLAIM = Claim(
     kind="exact",
     tolerance=1e-10,
     run=run,
+    mutation=Mutation(
+        words="rows averaged without being projected",
+        target="wellposed.optimizers.upgrad:_nonnegative",
+        by=zero,
+    ),
 )
