@@ -87,3 +87,14 @@ def test_half_precision_is_computed_in_float32() -> None:
         found = s.von_neumann_entropy(x)
         assert s.covariance(x).dtype == found.dtype == torch.float32
     assert found.item() == pytest.approx(s.von_neumann_entropy(x.double()).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", [232, 599, 879])
+def test_units_that_are_almost_dead(seed: int) -> None:
+    """Scales from 1 down to e^-60 and 0: on these LAPACK's symmetric solver gave NaN or an error, in float32."""
+    g = torch.Generator().manual_seed(seed)
+    size, small, alive = torch.rand(3, 64, generator=g)
+    x = torch.randn(200, 64, generator=g) * torch.exp(-60 * size * (small < 0.5)) * (alive < 0.6)
+    expected = torch.linalg.svdvals(x.double()).square().flip(0)
+    torch.testing.assert_close(s.eigenvalues(x).double(), expected, rtol=1e-5, atol=1e-5 * float(expected[-1]))
+    assert s.von_neumann_entropy(x).item() == pytest.approx(s.von_neumann_entropy(x.double()).item(), rel=1e-5)

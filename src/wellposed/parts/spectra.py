@@ -46,7 +46,12 @@ def eigenvalues(x: Tensor) -> Tensor:
     Squared singular values of X by the smaller Gram matrix; those below about 1e-7 of the largest are noise in float32.
     The gradient is finite however many coincide.
     """
-    return torch.linalg.eigvalsh(smaller_gram(x)).clamp_min(0)
+    gram = smaller_gram(x)
+    rows = gram.shape[-1]
+    with torch.no_grad():  # LAPACK may return NaN for a block of units that are almost dead; a shift below noise helps
+        shift = torch.finfo(gram.dtype).eps * gram.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+        eye = torch.eye(rows, dtype=gram.dtype, device=gram.device)
+    return (torch.linalg.eigvalsh(gram + shift[..., None] * eye) - shift).clamp_min(0)
 
 
 def shares(values: Tensor) -> Tensor:
