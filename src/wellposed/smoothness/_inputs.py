@@ -14,7 +14,11 @@ def real_input(step: Step, owner: str) -> Tensor:
     Raises:
         TypeError: unless it is a floating-point tensor.
     """
-    x = step.batch["x"]
+    return real_rows(step.batch["x"], owner)
+
+
+def real_rows(x: object, owner: str) -> Tensor:
+    """``x``, detached; raises TypeError unless it is a floating-point tensor."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         found = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise TypeError(
