@@ -1,0 +1,30 @@
+"""Formulas of cards, LaTeX in docstrings, as MathML: browsers show it without a script."""
+
+from __future__ import annotations
+
+import re
+
+
+def mathml(latex: str) -> str:
+    """One display formula as a ``<math>`` element; the LaTeX is kept as its alternative text.
+
+    Raises:
+        ValueError: for LaTeX that cannot be converted, or of which a command would be left standing in the formula.
+    """
+    from html import escape
+
+    from latex2mathml.converter import convert
+
+    try:
+        found = convert(latex, display="block")
+    except Exception as error:  # its own exceptions share no base class
+        raise ValueError(f"no formula: {latex} ({type(error).__name__}: {error})") from error
+    if left := re.search(r"\\[A-Za-z]+", found):
+        raise ValueError(f"no formula: {latex} (the command {left[0]} is unknown)")
+    return found.replace("<math ", f'<math alttext="{escape(latex)}" ', 1)
+
+
+def display(formula: str) -> str:
+    """The formulas of a card, one a line, as a block of HTML without blank lines; empty where there is none."""
+    lines = "".join(f"<div>{mathml(line)}</div>" for line in formula.splitlines())
+    return f'<div class="formula" data-search-exclude="">{lines}</div>' if lines else ""
