@@ -106,9 +106,8 @@ def symptoms_page(ids: list[str]) -> str:
             status = status_of(id)
             mark = f'<span class="status {status}">{status}</span>'
             lines.append(f"- [{names}](papers/{id}.md) {mark}" + (f" {plain(said)}" if said else ""))
-        blocks += (
-            [f"## {plain(words)} {{ #{key} }}", "\n".join(lines)] if lines else [f"## {plain(words)} {{ #{key} }}"]
-        )
+        if lines:
+            blocks.append("\n".join(lines))
         if planned := [id for id in treats if not parts_of(id)]:
             names = ", ".join(f"[{plain(id)}](papers/{id}.md)" for id in planned)
             blocks.append(f"Not built yet: {names}")
