@@ -95,7 +95,8 @@ def entries() -> Iterator[Entry]:
                     tuple(parts_of(row["id"])))  # fmt: skip
     for name, cls in catalogue().items():
         if not cls.paper and cls.family != "user":
-            yield Entry(name.lower(), cls.family, card(cls).summary, "", (), (cls,))
+            said = card(cls)
+            yield Entry(name.lower(), cls.family, said.summary, said.computes, (), (cls,))
 
 
 def _card_text(part: Any) -> str:

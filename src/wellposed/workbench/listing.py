@@ -65,6 +65,7 @@ def part_entry(part: Any) -> dict[str, Any]:
     written = dataclasses.asdict(card(part))
     if isinstance(part, type) and issubclass(part, Method):
         return {**entry(part), "kind": "method", "card": written}
+    root, *inside = part.__module__.split(".")
     kind = "function"
     if isinstance(part, type):
         kind = next(name for base, name in KINDS.items() if issubclass(part, base))
@@ -72,7 +73,7 @@ def part_entry(part: Any) -> dict[str, Any]:
         "name": part.__name__,
         "kind": kind,
         "module": part.__module__,
-        "family": part.__module__.split(".")[1],
+        "family": inside[0] if root == "wellposed" else "user",
         "signature": part.__name__ + _signature(part),
         "paper": list(papers_of(part)),
         "card": written,
@@ -166,7 +167,7 @@ def paper_listing(family: str | None = None, status: str | None = None) -> list[
             raise BadInput(f"unknown {what} '{given}'; there are {', '.join(known)}")
     rows = [
         {
-            **{field: row[field] for field in ("id", "title", "year", "family", "kind")},
+            **{field: row[field] for field in ("id", "title", "family", "kind")},
             "status": status_of(id),
             "parts": [part.__name__ for part in parts_of(id)],
             "evidence": evidence.read(id),
@@ -183,7 +184,8 @@ def print_papers(rows: list[dict[str, Any]], console: Console) -> None:
     wide = min(24, max((len(row["id"]) for row in rows), default=0))
     console.print(f"{'status':{status}}  {'family':{family}}  year  {'id':{wide}}  title", style="bold", no_wrap=True)
     for row in rows:
-        line = f"{row['status']:{status}}  {row['family']:{family}}  {row['year']}  {row['id']:{wide}}  {row['title']}"
+        year = papers()[row["id"]]["year"]
+        line = f"{row['status']:{status}}  {row['family']:{family}}  {year}  {row['id']:{wide}}  {row['title']}"
         console.print(cut(line, console.width), markup=False, no_wrap=True)
     counts = Counter(row["status"] for row in rows)
     told = ", ".join(f"{counts[s]} {s}" for s in STATUSES if counts[s])
@@ -232,14 +234,13 @@ def hint(text: str, found: Sequence[Any]) -> str:
 
 
 def print_hits(found: list[dict[str, Any]], console: Console) -> None:
-    """Two lines or three for each hit; a star marks what is built."""
+    """Three lines for each hit; a star marks what is built."""
     for row in found:
         star = "*" if row["parts"] else " "
         console.print(f"{star} {row['id']}", style="bold", markup=False, end="")
         console.print(f"  {row['family']}, {row['status']}", markup=False)
         console.print(cut(f"  {row['title']}", console.width), markup=False, no_wrap=True)
-        if row["mechanism"]:
-            console.print(cut(f"  {row['mechanism']}", console.width), markup=False, no_wrap=True)
+        console.print(cut(f"  {row['mechanism']}", console.width), markup=False, no_wrap=True)
     if any(row["parts"] for row in found):
         console.print("\n* built; `wellposed show ID` prints its card")
 
