@@ -14,12 +14,12 @@ from wellposed.papers import papers
 def test_what_is_decorated_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(citing, "parts", {})
 
-    @wp.implements("git-re-basin", "lawn")
+    @wp.implements("git-re-basin", "a-paper-of-mine")
     def matched() -> None:
         """Nothing."""
 
-    assert matched.paper == ("git-re-basin", "lawn")  # type: ignore[attr-defined]
-    assert parts_of("lawn") == [matched]
+    assert matched.paper == ("git-re-basin", "a-paper-of-mine")  # type: ignore[attr-defined]
+    assert parts_of("a-paper-of-mine") == [matched]
     assert parts_of("sam") == [wp.SAM]
     assert parts_of("no-such-paper") == []
 
