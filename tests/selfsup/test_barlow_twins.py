@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from pairs import fitted, views
 from torch import Tensor
-from two_ranks import fitted, gap_of_two_ranks, views
 
 from wellposed.selfsup.barlow_twins import barlow_twins, cross_correlation
 
@@ -79,8 +78,3 @@ def test_half_precision_is_computed_in_float32() -> None:
 def test_trains(kind: str) -> None:
     losses = fitted(barlow_twins, kind)
     assert losses[-1] < 0.5 * losses[0]
-
-
-@pytest.mark.slow
-def test_two_ranks_correlate_over_the_samples_of_both(tmp_path: Path) -> None:
-    assert gap_of_two_ranks(barlow_twins, tmp_path) < 1e-12

@@ -62,6 +62,11 @@ def pretrained(
     return model.eval()
 
 
+def agreement(z1: Tensor, z2: Tensor) -> Tensor:
+    """Squared distance of the two views' embeddings at length 1, (B,): nothing keeps it from collapsing."""
+    return (F.normalize(z1) - F.normalize(z2)).square().sum(1)
+
+
 def probe(train: Tensor, y: Tensor, test: Tensor, y_test: Tensor, labels: int = 5) -> float:
     """Test accuracy (points) of a logistic regression on ``labels`` rows a class, features standardised over all rows.
 

@@ -1,0 +1,67 @@
+"""Every criterion of two views: two ranks give the weights of one process with the whole batch."""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from pairs import Criterion, views
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from wellposed import Recipe
+from wellposed.selfsup.barlow_twins import barlow_twins
+from wellposed.selfsup.w_mse import w_mse
+from wellposed.tasks import TwoViews
+
+CRITERIA: dict[str, Criterion] = {
+    "barlow_twins": barlow_twins,
+    "w_mse": w_mse,
+    "w_mse.joint": partial(w_mse, joint=True),
+}
+
+
+def trained(criterion: Criterion, rank: int | None = None) -> Tensor:
+    """Weights after two updates with all rows, or those of one rank."""
+    torch.manual_seed(0)
+    model: nn.Module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    batch = dict(zip(("x1", "x2"), views(16, 6), strict=True))
+    if rank is not None:
+        model, batch = DistributedDataParallel(model), {k: v.chunk(2)[rank] for k, v in batch.items()}
+    recipe = Recipe().attach(model, TwoViews(criterion))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        recipe.step(batch, optimizer)
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for name, criterion in CRITERIA.items():
+        found = trained(criterion, rank)
+        if rank == 0:
+            torch.save(found, Path(folder) / name)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    spawn(worker, args=(port, str(folder)), nprocs=2)  # type: ignore[no-untyped-call]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CRITERIA)
+def test_two_ranks_see_the_samples_of_both(name: str, ranks: Path) -> None:
+    found = torch.load(ranks / name, weights_only=True)
+    torch.testing.assert_close(found, trained(CRITERIA[name]), rtol=0, atol=1e-12)
