@@ -93,7 +93,7 @@ def test_trains_on_the_attacked_input_around_the_clean_one(attack: str) -> None:
     leaf = data["x"].clone().requires_grad_()
     (slope,) = torch.autograd.grad(F.cross_entropy(net(leaf), data["y"]), leaf)
     moved = (data["x"] + 0.2 * slope.sign()).clamp(0, 1) if attack == "fgsm" else data["x"]
-    task = float(F.cross_entropy(net(moved), data["y"]))
+    task = F.cross_entropy(net(moved), data["y"]).item()
     if attack == "n-fgsm":
         assert float(terms["task"]) > task
     else:
