@@ -41,9 +41,10 @@ class Denoiser(nn.Module):
 
 
 def build(kind: str, norm: bool) -> nn.Module:
-    if kind == "mlp":
+    if kind in ("mlp", "normed"):
+        batch_norm = norm or kind == "normed"
         return nn.Sequential(
-            nn.Linear(6, 16), nn.BatchNorm1d(16) if norm else nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, CLASSES)
+            nn.Linear(6, 16), nn.BatchNorm1d(16) if batch_norm else nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, CLASSES)
         )
     if kind == "conv":
         return nn.Sequential(
@@ -58,7 +59,7 @@ def build(kind: str, norm: bool) -> nn.Module:
     return {"rnn": Recurrent, "denoiser": Denoiser}[kind]()
 
 
-SHAPES = {"mlp": (6,), "conv": (1, 8, 8), "rnn": (5, 4), "denoiser": (6,)}
+SHAPES = {"mlp": (6,), "normed": (6,), "conv": (1, 8, 8), "rnn": (5, 4), "denoiser": (6,)}
 
 
 @dataclass

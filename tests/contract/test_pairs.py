@@ -23,11 +23,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*couples the samples of a batch
 
 def all_pairs() -> list[tuple[str, str]]:
     """Pairs of techniques whose examples work on one kind of model."""
-    plain = {"mlp": {"mlp"}, "conv": {"conv"}}
+    plain = {"mlp": {"mlp", "normed"}, "conv": {"conv"}}
 
     def fits(a: str, b: str) -> bool:
         kinds = {kind_of(a), kind_of(b)}
-        return any(kinds <= k for k in plain.values()) or len(kinds) == 1 or kinds == {"mlp", "conv"}
+        return any(kinds <= k for k in plain.values()) or len(kinds) == 1 or kinds <= {"mlp", "normed", "conv"}
 
     return [(a, b) for a, b in combinations(METHODS, 2) if fits(a, b)]
 

@@ -63,8 +63,9 @@ class Method(nn.Module):
         exact: whether accumulated microbatches and several ranks give the update of one large batch.
         stops: whether part of its term is held constant on purpose, so that the gradient is not the value's derivative.
         edits: names of parameters it changes in place, known after ``setup``; a reparametrisation of one is refused.
+        pretrained: whether it starts from a trained model, which `compare` does not.
         example: settings for a small trial (the contract suite's): field values, and under ``"model"`` the kind of
-            model it needs: ``"mlp"`` (default), ``"conv"``, ``"rnn"`` or ``"denoiser"``.
+            model it needs: ``"mlp"`` (default), ``"normed"`` (with BatchNorm), ``"conv"``, ``"rnn"`` or ``"denoiser"``.
         strength: factor of the penalty, a number or a schedule; a field only where there is a penalty.
     """
 
@@ -75,6 +76,7 @@ class Method(nn.Module):
     null: ClassVar[Mapping[str, Any] | None] = {"strength": 0.0}
     exact: ClassVar[bool] = True
     stops: ClassVar[bool] = False
+    pretrained: ClassVar[bool] = False
     example: ClassVar[Mapping[str, Any]] = {}
     paper: ClassVar[tuple[str, ...]] = ()
     family: ClassVar[str] = "user"
