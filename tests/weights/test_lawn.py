@@ -112,7 +112,7 @@ def test_which_weights_are_held(
     model = build().float()
     method = LAWN(free=0.0, layers=layers)
     recipe = wp.Recipe(method).attach(model, wp.Classify(classes=3), steps=20)
-    assert method.chosen == expected
+    assert method.edits == expected
     before = {n: p.detach().norm() for n, p in model.named_parameters()}
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     terms = [recipe.step(batch(*shape), optimizer) for _ in range(20)]
@@ -136,7 +136,7 @@ def test_tied_frozen_unused_and_half_precision_weights() -> None:
 
     model, method = Net(), LAWN(free=0.0)
     recipe = wp.Recipe(method).attach(model, wp.Classify(classes=3), steps=3)
-    assert method.chosen == ("one.weight", "idle.weight", "head.weight")
+    assert method.edits == ("one.weight", "idle.weight", "head.weight")
     idle, length = model.idle.weight.detach().clone(), model.head.weight.detach().float().norm()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for _ in range(3):
@@ -154,5 +154,5 @@ def test_what_it_refuses() -> None:
         wp.Recipe(LAWN()).attach(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), wp.Classify(classes=3))
     with pytest.raises(wp.RecipeError, match="no layer with a trained matrix is called 'head'; the model has 0, 2"):
         wp.Recipe(LAWN(layers=("head",))).attach(mlp(), wp.Classify(classes=3))
-    with pytest.raises(wp.RecipeError, match=r"holds parameters, and '0.weight' is computed from others"):
+    with pytest.raises(wp.RecipeError, match=r"LAWN edits '0.weight' in place, and it is reparam"):
         wp.Recipe(LAWN()).attach(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))), wp.Classify())

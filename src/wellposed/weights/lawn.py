@@ -95,10 +95,7 @@ class LAWN(Method, paper="lawn"):
             chosen = [w for w, n in weights.items() if names.index(n) > last]
         if not chosen:
             raise RecipeError("LAWN found no matrix after the model's last normalisation layer; name layers=")
-        params = dict(model.named_parameters())
-        if missing := [n for n in chosen if n not in params]:
-            raise RecipeError(f"LAWN holds parameters, and '{missing[0]}' is computed from others; list LAWN alone")
-        self.chosen = tuple(chosen)
+        self.edits = tuple(chosen)
         self.lengths = Snapshot(next(model.parameters()).device)
         self.before: list[Tensor] = []
 
@@ -143,4 +140,4 @@ class LAWN(Method, paper="lawn"):
 
     def _weights(self, step: Step) -> dict[str, nn.Parameter]:
         params = step.params()
-        return {n: params[n] for n in self.chosen if n in params}  # one may have been frozen since
+        return {n: params[n] for n in self.edits if n in params}  # one may have been frozen since
