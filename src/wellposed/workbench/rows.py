@@ -105,6 +105,8 @@ def not_applicable(row: Row, task: Task, rows: int) -> str | None:
     cls = row.cls
     if cls is None:
         return None
+    if cls.pretrained:
+        return "starts from a trained model, and these are trained from scratch"
     if cls.targets is not None and task.target not in cls.targets:
         return f"works with {' or '.join(sorted(cls.targets))} targets; here they are {task.target}"
     try:
