@@ -113,3 +113,9 @@ def test_bad_settings() -> None:
         pgd(lambda z: z.sum(1), x, 0.1, 0)
     with pytest.raises(ValueError, match="radius of an attack must be at least 0, got -1"):
         fgsm(lambda z: z.sum(1), x, -1)
+
+
+def test_a_ball_of_radius_0_holds_its_centre() -> None:
+    x = torch.tensor([[0.2], [0.4]])
+    assert torch.equal(project(x, x, 0.0, "l2"), x)
+    assert torch.equal(project(x + 1, x, 0.0, "l2"), x)

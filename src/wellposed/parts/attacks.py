@@ -36,7 +36,8 @@ def project(moved: Tensor, x: Tensor, radius: float, norm: Norm = "linf", box: B
     else:
         _check(norm)
         delta = moved - x
-        moved = x + delta * _rows((radius / _length(delta)).clamp(max=1.0), x).to(x.dtype)
+        length = _length(delta)
+        moved = x + delta * _rows(torch.where(length > radius, radius / length, 1.0), x).to(x.dtype)
     return moved.clamp(*box) if box else moved
 
 
