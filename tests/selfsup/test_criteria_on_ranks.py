@@ -16,10 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wellposed import Recipe
 from wellposed.selfsup.barlow_twins import barlow_twins
+from wellposed.selfsup.i_con import icon_views
 from wellposed.selfsup.w_mse import w_mse
 from wellposed.tasks import TwoViews
 
 CRITERIA: dict[str, Criterion] = {
+    "icon_views": icon_views,
     "barlow_twins": barlow_twins,
     "w_mse": w_mse,
     "w_mse.joint": partial(w_mse, joint=True),
