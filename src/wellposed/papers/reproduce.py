@@ -175,7 +175,8 @@ def reproduce(
     for id in ids:
         own = evidence.claim_of(id).seeds
         start = own[0] if first_seed is None else first_seed
-        specs[id] = {"id": id, "seeds": list(own) if frozen else list(range(start, start + (seeds or len(own))))}
+        used = list(own) if frozen else list(range(start, start + (seeds or len(own))))
+        specs[id] = {"id": id, "seeds": used, "code": evidence.code_hash(id)}
         before[id] = evidence.read(id, folder)
         runs[id] = _run(specs[id])
     results: dict[str, Result] = {}
@@ -216,7 +217,7 @@ def reproduce(
 def _run(spec: dict[str, Any]) -> Run:
     """What the result of a claim depends on."""
     versions = {"wellposed": __version__, "torch": torch.__version__}
-    return Run(evidence.code_hash(spec["id"]), {"claim": spec["id"], "seeds": spec["seeds"]}, "", 0, versions)
+    return Run(spec["code"], {"claim": spec["id"], "seeds": spec["seeds"]}, "", 0, versions)
 
 
 def exit_code(results: Sequence[Result], strict: bool = False) -> int:
@@ -229,8 +230,11 @@ def exit_code(results: Sequence[Result], strict: bool = False) -> int:
 
 
 def run_one(spec: dict[str, Any]) -> dict[str, Any]:
-    """The job of a worker: one claim, ``{"id", "seeds"}`` to its record."""
-    return run_claim(evidence.claim_of(spec["id"]), spec["seeds"])
+    """The job of a worker: one claim, ``{"id", "seeds", "code"}`` to its record.
+
+    The hash is that of the code before the workers loaded it: what is edited while they run makes the record stale.
+    """
+    return run_claim(evidence.claim_of(spec["id"]), spec["seeds"]) | {"code": spec["code"]}
 
 
 def run_claim(claim: Claim, seeds: Sequence[int] | None = None) -> dict[str, Any]:
