@@ -117,9 +117,8 @@ def _evidence(id: str, drawing: str | None) -> list[str]:
         f"**Verdict.** {plain(evidence.in_words(found))} ({span})",
         f'<figure class="evidence">{drawing}</figure>',
     ]
-    if mutation := found.get("mutation"):
-        verdict = mutation.get("verdict", "")
-        blocks.append(f"**When the technique is damaged** ({plain(mutation.get('words', ''))}): {plain(str(verdict))}")
+    if damaged := evidence.mutation_in_words(found):
+        blocks.append(f"**Damaged on purpose**, the claim must not pass: {plain(damaged)}.")
     blocks.append(f"`wellposed reproduce {id}` runs it again; [what the words mean](../evidence.md).")
     return blocks
 
@@ -199,7 +198,7 @@ def snippet(part: Any, **settings: Any) -> str:
         return (
             "import wellposed as wp\n\n"
             f"recipe = wp.Recipe({call})\n"
-            "recipe.attach(model, task)  # yours; before the optimizer is built\n"
+            "recipe.attach(model, task, steps=1000)  # before the optimizer is built; steps: planned updates\n"
             "terms = recipe.step(batch, optimizer)\n"
         )
     arguments = [

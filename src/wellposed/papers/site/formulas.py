@@ -15,6 +15,9 @@ def mathml(latex: str) -> str:
 
     from latex2mathml.converter import convert
 
+    bare = re.sub(r"\\.", "", latex)  # a brace after a backslash is a sign, not a bracket
+    if bare.count("{") != bare.count("}"):
+        raise ValueError(f"no formula: {latex} (a brace is missing)")
     try:
         found = convert(latex, display="block")
     except Exception as error:  # its own exceptions share no base class
@@ -27,4 +30,4 @@ def mathml(latex: str) -> str:
 def display(formula: str) -> str:
     """The formulas of a card, one a line, as a block of HTML without blank lines; empty where there is none."""
     lines = "".join(f"<div>{mathml(line)}</div>" for line in formula.splitlines())
-    return f'<div class="formula" data-search-exclude="">{lines}</div>' if lines else ""
+    return f'<figure class="formula" data-search-exclude="">{lines}</figure>' if lines else ""
