@@ -176,4 +176,4 @@ def short(value: Any) -> Any:
         return {key: short(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [short(inner) for inner in value]
-    return float(f"{value:.6g}")
+    return float(f"{value:.6g}") + 0.0  # no -0
