@@ -62,12 +62,13 @@ class LOBSTER(Method, paper="lobster"):
         w \leftarrow w - \eta \, \partial L / \partial w - \lambda w \Gamma
 
     Helps:
-        Pruning in rounds with a loss allowance in place of a chosen sparsity.
+        Pruning in rounds with a loss allowance in place of a chosen sparsity. On digits it pruned 1 point more than
+        plain decay of the same strength (76 to 77 %), with the summed loss and strength 1e-3.
 
     Avoid:
-        Expecting more than from plain decay: with a mean loss gradients are about 1e-3, Gamma averages 0.998, and the
-        rule is L2. With a summed loss (scale = batch size) and with layer-wise scales nothing separated it from decay
-        at equal strength on digits either. Beside another decay.
+        Expecting much more than from plain decay: with a mean loss gradients are about 1e-3, Gamma averages 0.998, and
+        the rule is L2. Accuracy after pruning once to 2 or 5 % of the weights was that of decay at equal strength, for
+        the summed loss (scale = batch size), too. Beside another decay.
 
     Defaults:
         strength 1e-4 and SGD with learning rate 0.1: the paper's for LeNet. rise 0.05.
