@@ -49,16 +49,24 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def claim(run: Run, **changed: Any) -> Claim:
-    fields = {"margin": 1.0, "statement": "It helps.", "arena": "none", "quantity": "accuracy", **changed}
-    return Claim(paper="sam", run=run, **fields)
+    fields: dict[str, Any] = {
+        "paper": "sam", "margin": 1.0, "statement": "It helps.", "arena": "none", "quantity": "accuracy",
+        "mutation": mutation(fixed(rho=0.0)),
+    }  # fmt: skip
+    return Claim(run=run, **(fields | changed))
+
+
+def mutation(by: Any, name: str = "SAM") -> Mutation:
+    return Mutation(words="radius 0", target=f"wellposed.smoothness.sam:{name}", by=by)
 
 
 def noisy(effect: float) -> Run:
-    """Both arms share most of their noise, as paired arms do."""
+    """Both arms share most of their noise, as paired arms do; the effect goes through SAM's radius."""
 
     def run(seed: int) -> Mapping[str, Mapping[str, float]]:
         shared, one, two = np.random.default_rng(seed).normal(0, 1, 3)
-        return {"with": {"accuracy": 5 * shared + one + effect}, "without": {"accuracy": 5 * shared + two}}
+        effect_now = effect * technique.SAM(rho=1.0).rho
+        return {"with": {"accuracy": 5 * shared + one + effect_now}, "without": {"accuracy": 5 * shared + two}}
 
     return run
 
@@ -75,12 +83,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 # ---- the mutated run
 def radius(seed: int) -> Mapping[str, Mapping[str, float]]:
-    """A gain that is SAM's radius, which goes through its constructor."""
+    """A gain that is SAM's radius."""
     return {"with": {"accuracy": technique.SAM(rho=5.0).rho + seed % 2 / 10}, "without": {"accuracy": 0.0}}
-
-
-def mutation(by: Any, name: str = "SAM") -> Mutation:
-    return Mutation(words="radius 0", target=f"wellposed.smoothness.sam:{name}", by=by)
 
 
 def test_a_damaged_technique_loses_its_pass() -> None:
@@ -176,10 +180,7 @@ def test_other_seeds_leave_the_evidence_alone(stand_in: Callable[..., None]) -> 
 # ---- order, time and interruption
 def passing(spec: dict[str, Any]) -> dict[str, Any]:
     """A record without work."""
-    declared = Claim(
-        paper=spec["id"], statement="It helps.", arena="none", quantity="accuracy", margin=1.0, run=noisy(10.0)
-    )
-    return run_claim(declared, spec["seeds"])
+    return run_claim(claim(noisy(10.0), paper=spec["id"]), spec["seeds"])
 
 
 def recorded(**seconds: float) -> None:

@@ -12,7 +12,9 @@ import pytest
 
 from wellposed.papers import reproduce
 from wellposed.papers.claim import Claim
+from wellposed.papers.mutation import Mutation, fixed
 from wellposed.papers.workers import work_through
+from wellposed.smoothness.sam import SAM
 from wellposed.workbench.protocol import Failure
 
 
@@ -71,10 +73,11 @@ def slow(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def quick(spec: dict[str, Any]) -> dict[str, Any]:
-    """A record of a claim that passes."""
+    """A record of a claim that passes: SAM's radius is far above 0."""
     declared = Claim(
         paper=spec["id"], statement="It helps.", arena="none", quantity="accuracy", margin=1.0,
-        run=lambda seed: {"with": {"accuracy": 10.0 + seed % 2}, "without": {"accuracy": 1.0}},
+        run=lambda seed: {"with": {"accuracy": SAM(rho=10.0).rho}, "without": {"accuracy": 0.0}},
+        mutation=Mutation(words="radius 0", target="wellposed.smoothness.sam:SAM", by=fixed(rho=0.0)),
     )  # fmt: skip
     return reproduce.run_claim(declared, spec["seeds"])
 

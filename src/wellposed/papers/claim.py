@@ -68,7 +68,7 @@ class Claim:
     arena: str
     quantity: str
     run: Run
-    mutation: Mutation | None = None
+    mutation: Mutation
     kind: Kind = "paired"
     direction: Literal["higher", "lower"] = "higher"
     margin: float = 0.0

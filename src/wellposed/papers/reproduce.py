@@ -247,8 +247,6 @@ def run_claim(claim: Claim, seeds: Sequence[int] | None = None) -> dict[str, Any
     """
     outcome = check(claim, seeds)
     found = evidence.record(claim, outcome)
-    if claim.mutation is None:
-        return found
     found["mutation"] = damaged(claim, outcome)
     if outcome.verdict == found["mutation"]["verdict"] == "PASS":
         raise ClaimError(f"PASS, but also with {claim.mutation.words}: this claim cannot fail")
@@ -260,7 +258,6 @@ def damaged(claim: Claim, outcome: Outcome) -> dict[str, Any]:
 
     A run that breaks has lost its PASS, too: its verdict is ERROR, with the reason.
     """
-    assert claim.mutation
     with claim.mutation.applied():
         try:
             after = check(claim, outcome.seeds)
