@@ -56,6 +56,7 @@ def test_every_formula_can_be_shown(name: str) -> None:
 
 def test_what_is_no_formula_is_refused() -> None:
     assert "<mfrac>" in mathml(r"\frac{1}{2}")
+    assert "arg</m" in mathml(r"\arg\max_x f(x)")
     for wrong in (r"\nosuchcommand{x}", r"\frac{1"):
         with pytest.raises(ValueError, match="no formula"):
             mathml(wrong)

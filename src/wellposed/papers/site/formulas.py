@@ -19,7 +19,7 @@ def mathml(latex: str) -> str:
     if bare.count("{") != bare.count("}"):
         raise ValueError(f"no formula: {latex} (a brace is missing)")
     try:
-        found = convert(latex, display="block")
+        found = convert(re.sub(r"\\arg\b", r"\\operatorname{arg}", latex), display="block")  # it does not know this one
     except Exception as error:  # its own exceptions share no base class
         raise ValueError(f"no formula: {latex} ({type(error).__name__}: {error})") from error
     if left := re.search(r"\\[A-Za-z]+", found):
