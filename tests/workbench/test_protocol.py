@@ -128,8 +128,8 @@ def test_purposes_never_share_a_seed() -> None:
 def test_a_budget_too_small_even_for_the_race_is_said_and_goes_on_unless_strict() -> None:
     plan = plan_of(24, budget_seconds=60)
     assert plan.protocol == "race"
-    assert "the race needs about 2.4 minutes and the budget leaves 1.0" in plan.note
-    with pytest.raises(BadInput, match=r"2\.4 minutes"):
+    assert "the race needs about 1.5 minutes and the budget leaves 1.0" in plan.note
+    with pytest.raises(BadInput, match=r"1\.5 minutes"):
         plan_of(24, budget_seconds=60, strict=True)
 
 
@@ -294,7 +294,7 @@ def test_failures_are_rows_with_reasons_in_all_and_in_race() -> None:
             return Failure("the loss became NaN in step 41", "Traceback ...")
         return math.nan if job.row == "r2" else wobble(job)
 
-    for budget in (None, 1.0):
+    for budget in (None, 74.0):  # seconds: all rows on 10 seeds need 100, the race 74
         outcome = run_protocol(plan_of(9, budget_seconds=budget), exact(score))
         crashed, nan = row(outcome, "r1"), row(outcome, "r2")
         assert crashed.verdict == nan.verdict == "failed"
@@ -331,7 +331,7 @@ def test_seeds_on_which_the_baseline_fails_count_for_nobody() -> None:
 
 
 def test_everything_failing_is_still_a_table() -> None:
-    for budget in (None, 1.0):
+    for budget in (None, 74.0):  # seconds: all rows on 10 seeds need 100, the race 74
         outcome = run_protocol(
             plan_of(9, budget_seconds=budget), exact(lambda job: 1.0 if job.row == BASELINE else Failure("no"))
         )
@@ -353,8 +353,18 @@ def test_what_does_not_apply_is_carried_and_never_run() -> None:
 # -- the race --
 
 
-def test_the_race_halves_by_validation_and_confirms_on_fresh_seeds() -> None:
-    plan = plan_of(24, budget_seconds=1)
+@pytest.mark.parametrize(
+    ("seconds", "asks", "seeds", "kept"),
+    [
+        (144, [50, 26, 28, 40], [2, 4, 8, 10], [12, 6, 3, 3]),
+        (1, [25, 13, 14, 40], [1, 2, 4, 10], [12, 6, 3, 3]),
+    ],
+    ids=["thorough", "quick"],
+)
+def test_the_race_halves_by_validation_and_confirms_on_fresh_seeds(
+    seconds: float, asks: list[int], seeds: list[int], kept: list[int]
+) -> None:
+    plan = plan_of(24, budget_seconds=seconds)
 
     def strength(job: Job) -> float:
         return 24.0 - int(job.row[1:]) if job.row != BASELINE else 0.0
@@ -366,17 +376,17 @@ def test_the_race_halves_by_validation_and_confirms_on_fresh_seeds() -> None:
         exact(lambda job: -strength(job) + 0.1 * wobble(job), validation=strength),
         on_phase=lambda name, jobs: asked.setdefault(name, list(jobs)),
     )
-    assert [len(jobs) for jobs in asked.values()] == [50, 26, 28, 40]
+    assert [len(jobs) for jobs in asked.values()] == asks
     assert sum(map(len, asked.values())) == plan.runs == len(outcome.records)
-    assert [round.kept for round in outcome.rounds] == [tuple(ids(n)) for n in (12, 6, 3, 3)]
-    assert [len(round.seeds) for round in outcome.rounds] == [2, 4, 8, 10]
+    assert [round.kept for round in outcome.rounds] == [tuple(ids(n)) for n in kept]
+    assert [len(round.seeds) for round in outcome.rounds] == seeds
     confirmed = [r for r in outcome.rows if r.round == "confirm"]
     assert {r.id for r in confirmed} == {*ids(3), EARLY_STOPPING}
     assert all(r.seeds == plan.confirm_seeds for r in confirmed)
     assert outcome.baseline.seeds == plan.confirm_seeds
     dropped = [r for r in outcome.rows if r.verdict == "dropped"]
     assert [r.round for r in dropped] == ["race 3"] * 3 + ["race 2"] * 6 + ["race 1"] * 12
-    assert row(outcome, "r23").why == "place 24 of 24 after 2 seeds"
+    assert row(outcome, "r23").why == f"place 24 of 24 after {seeds[0]} seeds"
     assert all(r.p is None and len(r.gains) == len(r.seeds) for r in dropped)
 
 
@@ -411,13 +421,21 @@ def test_validation_and_never_test_chooses_the_setting() -> None:
     assert plan.tuning_runs == sum(job.seed in plan.tuning_seeds for job in outcome.records) == 12
 
 
-@pytest.mark.parametrize(("seconds", "after"), [(160, 0), (136, 1), (124, 2), (121, 3), (1, 3)])
+@pytest.mark.parametrize(("seconds", "after"), [(160, 0), (136, 1), (124, 2), (121, 3)])
 def test_settings_are_chosen_as_early_as_the_budget_allows(seconds: float, after: int) -> None:
     """16 rows race in 112 runs, and choosing among 3 settings costs 48, 24, 12 or 9 more."""
     plan = race_with_settings(seconds)
-    assert plan.tune_after == after
+    assert (plan.race, plan.tune_after, plan.note) == ((2, 2, 4), after, "")
     assert plan.tuning_runs == (48, 24, 12, 9)[after]
     assert plan.runs == 112 + plan.tuning_runs
+
+
+@pytest.mark.parametrize(("seconds", "after"), [(100, 1), (88, 2), (85, 3), (1, 3)])
+def test_where_that_is_too_much_the_first_cut_is_made_after_one_seed(seconds: float, after: int) -> None:
+    """16 rows then race in 76 runs: 16, 8 and twice 4 of the rows, 30 to confirm, 14 of the baseline."""
+    plan = race_with_settings(seconds)
+    assert (plan.race, plan.tune_after) == ((1, 1, 2, 4), after)
+    assert plan.runs - plan.tuning_runs == 76
     assert bool(plan.note) == (seconds == 1)
 
 

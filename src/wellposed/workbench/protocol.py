@@ -9,14 +9,16 @@ train on the same 10 seeds. Otherwise rows race at full training length on 2, 4 
 time, and the last 3 are confirmed on 10 seeds never used before; gains are quoted from those, which removes the
 winner's curse. Validation scores choose candidate settings and the rows that stay in the race; test scores only judge.
 Settings are chosen before the race where the budget allows it, else for those that stay after its first round, or the
-second, or the third; until then rows run with the published ones.
+second, or the third; until then rows run with the published ones. Where that is still too much the first cut is made
+after one seed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,6 +30,7 @@ BASELINE = "baseline"
 EARLY_STOPPING = "early-stopping"  # a row made of baseline runs: the selected epoch instead of the last one
 SEEDS = 10
 RACE = (2, 2, 4)  # fresh seeds of each round: 2, 4 and 8 in all
+QUICK_RACE = (1, 1, 2, 4)  # where many rows do not fit the budget otherwise: the first cut after one seed
 CONFIRMED = 3  # rows that leave the race for confirmation
 DECIDABLE = 5  # with fewer seeds 2^-n > .05: nothing can be significant
 _BLOCK = 1000  # seeds reserved for each purpose, so that purposes never share a seed whatever the plan
@@ -84,6 +87,7 @@ class Plan:
     tuning_seeds: tuple[int, ...]
     runs: int  # tuning included; for a race, if no row fails and the published settings stay
     tuning_runs: int  # as many as can be expected, if who stays to be tuned is not known
+    race: tuple[int, ...]  # fresh seeds of each round
     tune_after: int  # rounds of the race before settings are chosen
     seconds: float  # expected wall-clock time
     costs: Mapping[str, float]
@@ -102,7 +106,8 @@ class Plan:
         how = (
             f"{len(self.seeds)} paired seeds each"
             if self.protocol == "all"
-            else f"race on 2/4/8 paired seeds, then {CONFIRMED} on {len(self.confirm_seeds)} fresh ones"
+            else f"race on {'/'.join(map(str, accumulate(self.race)))} paired seeds, then {CONFIRMED} on "
+            f"{len(self.confirm_seeds)} fresh ones"
         )
         if self.tune_after:
             how += f", strengths chosen after round {self.tune_after}"
@@ -155,19 +160,21 @@ def make_plan(
     runs = count * (len(techniques) + 1)
     total = count * sum(costs[row.id] for row in (baseline, *techniques))
     protocol: Literal["all", "race"] = "all"
+    race: tuple[int, ...] = RACE
     tune_after = 0
     if seeds is None and budget_seconds is not None and seconds(tuning + total) > budget_seconds:
-        race_baseline, race_rows = _race_runs(len(techniques))
         average = sum(costs[row.id] for row in techniques) / len(techniques)  # who survives is not known yet
-        race = race_baseline * costs[BASELINE] + race_rows * average
-        if race < total:
-            protocol, runs, total = "race", race_baseline + race_rows, race
-            for share in _shares(len(techniques)) if tuned else []:
-                if seconds(share * tuning + total) <= budget_seconds:
-                    break
-                tune_after += 1
-            tune_after = min(tune_after, len(_shares(len(techniques))) - 1)
-            share = _shares(len(techniques))[tune_after]
+        for race, tune_after in _races(len(techniques), bool(tuned)):
+            share = _left(len(techniques), race)[tune_after] / len(techniques)
+            race_baseline, race_rows = _race_runs(len(techniques), race)
+            raced = race_baseline * costs[BASELINE] + race_rows * average
+            if raced >= total:
+                continue
+            protocol, best = "race", (race, tune_after, share, race_baseline + race_rows, raced)
+            if seconds(share * tuning + raced) <= budget_seconds:
+                break
+        if protocol == "race":
+            race, tune_after, share, runs, total = best
             tuning_runs, tuning = round(share * tuning_runs), share * tuning
 
     note = ""
@@ -193,11 +200,12 @@ def make_plan(
         baseline=baseline,
         rows=techniques,
         not_applicable=tuple(row for row in rows if row.why_not),
-        seeds=judged if protocol == "all" else block(1, sum(RACE)),
+        seeds=judged if protocol == "all" else block(1, sum(race)),
         confirm_seeds=() if protocol == "all" else judged,
         tuning_seeds=block(2, tuning_seeds) if tuned else (),
         runs=runs + tuning_runs,
         tuning_runs=tuning_runs,
+        race=race,
         tune_after=tune_after,
         seconds=needed,
         costs=dict(costs),
@@ -239,27 +247,29 @@ def _check_numbers(budget: float | None, jobs: int, seeds: int | None, first_see
         raise BadInput(f"seeds are counted from 0; got {first_seed}")
 
 
-def _kept(rows: int, round: int) -> int:
-    """Rows that stay after a round of the race: the better half, and 3 after the last."""
-    return CONFIRMED if round == len(RACE) - 1 else max(CONFIRMED, math.ceil(rows / 2))
-
-
-def _shares(rows: int) -> list[float]:
-    """Shares of the rows that are left before the race and after each of its rounds."""
+def _left(rows: int, race: Sequence[int]) -> list[int]:
+    """Rows before the race and after each of its rounds: the better half stays, and 3 after the last."""
     left = [rows]
-    while left[-1] > CONFIRMED:
-        left.append(_kept(left[-1], len(left) - 1))
-    return [n / rows for n in left]
+    for round in range(len(race)):
+        if left[-1] > CONFIRMED:
+            left.append(CONFIRMED if round == len(race) - 1 else max(CONFIRMED, math.ceil(left[-1] / 2)))
+    return left
 
 
-def _race_runs(rows: int) -> tuple[int, int]:
+def _races(rows: int, tuned: bool) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Races, and after how many of their rounds settings are chosen, from the most thorough to the quickest."""
+    rounds = len(_left(rows, RACE))
+    for after in range(rounds if tuned else 1):
+        yield RACE, after
+    for after in range(1, len(_left(rows, QUICK_RACE)) if tuned else min(2, rounds)):
+        yield QUICK_RACE, after
+
+
+def _race_runs(rows: int, race: Sequence[int]) -> tuple[int, int]:
     """Runs of the baseline and of all techniques together in race and confirmation."""
     baseline, others = SEEDS, min(rows, CONFIRMED) * SEEDS
-    for round, fresh in enumerate(RACE):
-        if rows <= CONFIRMED:
-            break
-        baseline, others = baseline + fresh, others + rows * fresh
-        rows = _kept(rows, round)
+    for fresh, entered in zip(race, _left(rows, race)[:-1], strict=False):
+        baseline, others = baseline + fresh, others + entered * fresh
     return baseline, others
 
 
@@ -462,7 +472,7 @@ class _Course:
         used = 0
         if not self.plan.tune_after:
             rows = self.tune(rows)
-        for round, fresh in enumerate(RACE):
+        for round, fresh in enumerate(self.plan.race):
             if len(rows) <= CONFIRMED:
                 break
             name, entered = f"race {round + 1}", rows
@@ -470,7 +480,7 @@ class _Course:
             seeds, rows = self.train(name, rows, seeds)
             means = self.gains(rows, seeds, self.plan.race_on).mean(axis=1)
             order = [rows[i] for i in np.argsort(-means, kind="stable")]
-            kept = set(order[: _kept(len(entered), round)])
+            kept = set(order[: _left(len(entered), self.plan.race[round:])[1]])
             for place, id in enumerate(order, start=1):
                 if id not in kept:
                     gains = self.gains([id], seeds, "last")[0]
