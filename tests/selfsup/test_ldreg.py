@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -73,21 +74,26 @@ def test_finds_the_dimension_of_a_flat_piece(dimension: int) -> None:
 
 @pytest.mark.parametrize("kind", ["conv", "transformer"])
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_raises_the_local_dimension(kind: str, norm: str) -> None:
-    """From inputs on a line, and so of dimension 1."""
+def test_keeps_the_local_dimension_up(kind: str, norm: str) -> None:
+    """Against training without it, which flattens neighbourhoods."""
     g = torch.Generator().manual_seed(0)
-    along = torch.rand(24, 1, generator=g)
     if kind == "conv":
         model: nn.Module = seeded(0, ConvNet, 3, width=4)
-        layer, x = "features_", along * torch.rand(64, generator=g)
+        layer, x = "features_", torch.rand(24, 64, generator=g)
     else:
         model = seeded(0, Transformer, 5, 3, size=4, width=8, pooled=True)
-        layer, x = "blocks", along[:, None] * torch.rand(5, 4, generator=g)
+        layer, x = "blocks", torch.rand(24, 5, 4, generator=g)
     batch = {"x": x, "y": torch.arange(24) % 3}
-    recipe = wp.Recipe(LDReg(layer=layer, k=8, norm=norm, strength=1.0)).attach(model, wp.Classify(classes=3))  # type: ignore[arg-type]
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    terms = [float(recipe.step(batch, optimizer)["LDReg"]) for _ in range(40)]
-    assert terms[-1] < terms[0] - 0.2
+    start, ends = copy.deepcopy(model.state_dict()), []
+    for strength in (1e-6, 1.0):
+        model.load_state_dict(start)
+        method = LDReg(layer=layer, k=8, norm=norm, strength=strength)  # type: ignore[arg-type]
+        recipe = wp.Recipe(method).attach(model, wp.Classify(classes=3))
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        terms = [float(recipe.step(batch, optimizer)["LDReg"]) / strength for _ in range(60)]
+        recipe.detach()
+        ends.append(-terms[-1])
+    assert ends[1] > ends[0] + 0.5
 
 
 def test_small_batches_and_bad_settings() -> None:

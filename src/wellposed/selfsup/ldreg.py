@@ -45,15 +45,15 @@ class LDReg(Method, paper="ldreg"):
         m_i = \frac{1}{k - 1} \sum_{j < k} r_j
 
     Helps:
-        Local collapse in self-supervised learning, which global measures of decorrelation do not see; the paper reports
-        small gains of linear probes and transfer.
+        Local collapse in self-supervised learning, which global measures of decorrelation do not see. Beside NT-Xent on
+        digits the five nearest neighbours classified 3 points better; the paper reports small gains of linear probes.
 
     Avoid:
-        Expecting accuracy on small problems: the probe on digits did not move beyond its noise. Batches not well above
-        k: the neighbourhood is then the whole batch.
+        For linear readouts of small problems: a probe on the same digits did not gain. Batches not well above k: the
+        neighbourhood is then the whole batch.
 
     Defaults:
-        k 20, method of moments: the authors'. strength 0.1, what was tried here; theirs differ by recipe.
+        k 20, method of moments: the authors'. strength 0.1; 0.5 did better on digits, and theirs differ by recipe.
 
     Cost:
         One pass; one (N, D) x (D, N) product and the k smallest of each row.
