@@ -206,6 +206,12 @@ def test_what_failed_looks_different() -> None:
     assert "var(--worse)" in failed
 
 
+def test_pages_and_files_have_the_same_colours() -> None:
+    css = (ROOT / "docs/assets/site.css").read_text()
+    light, dark = (dict(re.findall(r"--(\w+): (#\w{6})", part)) for part in re.findall(r"\{([^{}]*--ink[^{}]*)\}", css))
+    assert {tone: (light[tone], dark[tone]) for tone in light} == COLORS
+
+
 # ---- indexes ---------------------------------------------------------------------------------------------------------
 
 

@@ -51,7 +51,7 @@ def pages() -> dict[str, str]:
 
 
 def navigation() -> list[Mapping[str, object]]:
-    """What the pages add to the navigation: the indexes, and the reference of code that has no page of its own."""
+    """What the pages add to the navigation: techniques by symptom and family, and the reference."""
     techniques: list[Mapping[str, str]] = [{"By symptom": "symptoms.md"}, {"Gallery of evidence": "gallery.md"}]
     techniques += [{indexes.title(family): f"families/{family}.md"} for family in families()]
     own = [{"Core": "api/core.md"}, {"Tasks": "api/tasks.md"}, {"results.json": "results-schema.md"}]

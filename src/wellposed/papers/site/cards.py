@@ -130,7 +130,7 @@ def settings_of(part: Any) -> list[list[str]]:
         rows = []
         for field in fields_of(part):
             if field.init:
-                default = "required" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+                default = "required" if default_of(field) is dataclasses.MISSING else f"`{default_of(field)!r}`"
                 meaning = plain(meanings.get(field.name, "").rstrip("."))
                 rows.append([f"`{field.name}`", default, meaning + _range(field.metadata)])
         return rows
@@ -191,7 +191,7 @@ def snippet(part: Any, **settings: Any) -> str:
     name = part.__name__
     if isinstance(part, type) and issubclass(part, Method):
         for field in fields_of(part):
-            open_ = field.default is dataclasses.MISSING or field.default in ((), None, "")
+            open_ = default_of(field) is dataclasses.MISSING or default_of(field) in ((), None, "")
             if open_ and field.name in part.example:
                 settings.setdefault(field.name, part.example[field.name])
         call = _call(f"wp.{name}", [f"{k}={v!r}" for k, v in settings.items()])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+NAMES = "log|ln|exp|sin|cos|tan|sinh|cosh|tanh|arcsin|arccos|arctan|det|tr"  # of functions, set apart from a factor
+
 
 def mathml(latex: str) -> str:
     """One display formula as a ``<math>`` element; the LaTeX is kept as its alternative text.
@@ -24,6 +26,7 @@ def mathml(latex: str) -> str:
         raise ValueError(f"no formula: {latex} ({type(error).__name__}: {error})") from error
     if left := re.search(r"\\[A-Za-z]+", found):
         raise ValueError(f"no formula: {latex} (the command {left[0]} is unknown)")
+    found = re.sub(rf"<mi>({NAMES})</mi>", r'<mrow><mspace width="0.17em"/><mi>\1</mi></mrow>', found)
     return found.replace("<math ", f'<math alttext="{escape(latex)}" ', 1)
 
 
