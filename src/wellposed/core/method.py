@@ -65,7 +65,8 @@ class Method(nn.Module):
         edits: names of parameters it changes in place, known after ``setup``; a reparametrisation of one is refused.
         pretrained: whether it starts from a trained model, which `compare` does not.
         example: settings for a small trial (the contract suite's): field values, and under ``"model"`` the kind of
-            model it needs: ``"mlp"`` (default), ``"normed"`` (with BatchNorm), ``"conv"``, ``"rnn"`` or ``"denoiser"``.
+            model it needs: ``"mlp"`` (default), ``"normed"`` (with BatchNorm), ``"conv"``, ``"rnn"``, ``"denoiser"``
+            or ``"regressor"``.
         strength: factor of the penalty, a number or a schedule; a field only where there is a penalty.
     """
 
@@ -162,8 +163,8 @@ class Method(nn.Module):
         """Hyper-parameters that differ from their defaults, in order of declaration."""
         found = {}
         for field in fields_of(self):
-            value = getattr(self, field.name)
-            if field.init and not (value is field.default or value == field.default):
+            value, default = getattr(self, field.name), default_of(field)
+            if field.init and not (value is default or value == default):
                 found[field.name] = value
         return found
 
@@ -174,6 +175,11 @@ class Method(nn.Module):
 def fields_of(method: Method | type[Method]) -> tuple[dataclasses.Field, ...]:
     """The hyper-parameters a method declares."""
     return dataclasses.fields(method)  # type: ignore[arg-type]
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """The default of a hyper-parameter; ``dataclasses.MISSING`` for what every user must say."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def check_kind(owner: str, field: dataclasses.Field, value: Any) -> None:

@@ -130,6 +130,7 @@ class TTM(Method, paper="ttm-wttm"):
 
     reads = ("logits",)
     targets = frozenset({"class", "token"})
+    pretrained = True  # a teacher, or the trained model itself
 
     teacher: nn.Module | None = dataclasses.field(default_factory=lambda: None)  # a default would hide the submodule
     temperature: float = knob(4.0, above=0.0)
@@ -188,6 +189,7 @@ class KnowledgeDistillation(Method):
 
     reads = ("logits",)
     targets = frozenset({"class", "token"})
+    pretrained = True  # a teacher, or the trained model itself
 
     teacher: nn.Module | None = dataclasses.field(default_factory=lambda: None)
     temperature: float = knob(4.0, above=0.0)

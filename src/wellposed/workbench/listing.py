@@ -15,7 +15,7 @@ import torch
 
 from ..core import Method, Task, citing
 from ..core.card import card
-from ..core.method import fields_of
+from ..core.method import default_of, fields_of
 from ..core.registry import FAMILIES, catalogue, papers_of, parts_of
 from ..papers import evidence, papers
 from ..papers.search import Index, entries
@@ -40,7 +40,7 @@ def listing() -> list[dict[str, Any]]:
 
 def entry(cls: type[Method]) -> dict[str, Any]:
     """One technique as plain data."""
-    required = {f.name: 2 for f in fields_of(cls) if f.default is dataclasses.MISSING}
+    required = {f.name: 2 for f in fields_of(cls) if default_of(f) is dataclasses.MISSING}
     settings = {k: v for k, v in {**required, **cls.example}.items() if k != "model"}
     return {
         "id": row_id(cls),
@@ -52,7 +52,9 @@ def entry(cls: type[Method]) -> dict[str, Any]:
         "passes": cls(**settings).passes(),
         "paper": list(cls.paper),
         "defaults": {
-            f.name: None if f.default is dataclasses.MISSING else _plain(f.default) for f in fields_of(cls) if f.init
+            f.name: None if default_of(f) is dataclasses.MISSING else _plain(default_of(f))
+            for f in fields_of(cls)
+            if f.init
         },
         "grids": {f.name: list(map(_plain, f.metadata["grid"])) for f in fields_of(cls) if f.metadata.get("grid")},
         "exact": cls.exact,
@@ -269,4 +271,7 @@ def _signature(part: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
+    """As JSON data; None for what every user must say."""
+    if value is dataclasses.MISSING:
+        return None
     return value if value is None or isinstance(value, bool | int | float | str) else repr(value)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core import Method, Recipe, RecipeError, Task
-from ..core.method import fields_of
+from ..core.method import default_of, fields_of
 from ..core.registry import FAMILIES, catalogue, find
 from .errors import BadInput
 from .protocol import BASELINE, EARLY_STOPPING
@@ -129,7 +129,7 @@ def _row(cls: type[Method], settings: dict[str, Any], tune: bool) -> Row:
     for f in fields_of(cls) if tune else ():
         grid = f.metadata.get("grid", ())
         if grid and f.name not in settings:
-            knob, candidates = f.name, tuple(sorted(grid, key=lambda v: v != f.default))
+            knob, candidates = f.name, tuple(sorted(grid, key=lambda v: v != default_of(f)))
             break
     return Row(row_id(cls), cls.__name__, settings, knob, candidates)
 
@@ -144,7 +144,7 @@ def _setting(cls: type[Method], text: str) -> tuple[str, Any]:
     except (ValueError, SyntaxError):
         parsed = value
     try:
-        required = {f.name: 2 for f in fields_of(cls) if f.default is dataclasses.MISSING and f.name != name}
+        required = {f.name: 2 for f in fields_of(cls) if default_of(f) is dataclasses.MISSING and f.name != name}
         cls(**{**required, name: parsed})
     except (TypeError, ValueError) as error:
         raise BadInput(f"{cls.__name__}: {error}") from None

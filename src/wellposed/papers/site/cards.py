@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from ...core.card import card
-from ...core.method import Method, fields_of
+from ...core.method import Method, default_of, fields_of
 from ...core.registry import parts_of
 from .. import evidence, paper
 from ..status import status_of
@@ -20,11 +20,11 @@ from .words import plain, table
 
 STATUS = {
     "planned": "not built yet",
-    "built": "built; its claim has not been run yet",
-    "verified": "verified: its claim passed on this code",
-    "null": "null: its claim was run, and the effect is not significant at this scale",
-    "contradicted": "contradicted: its claim was run and failed here",
-    "stale": "stale: the code has changed since its claim was run",
+    "built": "without a verdict yet",
+    "verified": "its claim passed on this code",
+    "null": "its claim was run, and the effect is not significant at this scale",
+    "contradicted": "its claim was run and failed here",
+    "stale": "the code has changed since its claim was run",
 }
 
 
@@ -46,7 +46,7 @@ def paper_page(id: str, drawing: str | None) -> str:
         _front(row["title"], boost=2 if parts else 1),
         f"# {plain(row['title'])}",
         f"{' · '.join(facts)}\n{{ .facts }}",
-        f'<span class="status {status}">{status}</span> {plain(STATUS[status].partition(": ")[2] or STATUS[status])}',
+        f'<span class="status {status}">{status}</span> {STATUS[status]}',
     ]
     blocks.append(f"**Idea.** {plain(row['mechanism'])}")
     if row["headline"]:
@@ -67,7 +67,7 @@ def technique_page(part: Any) -> str:
         _front(part.__name__, boost=2),
         f"# {part.__name__}",
         f"[{family}](../families/{family}.md) · of no paper in the catalogue\n{{ .facts }}",
-        *_part(part),
+        *_part(part)[1:],  # its name is the title
     ]
     return "\n\n".join(blocks) + "\n"
 
