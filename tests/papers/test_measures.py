@@ -61,10 +61,10 @@ def test_accuracy_under_corruptions() -> None:
 
 @pytest.mark.parametrize(("radius", "expected"), [(0.0, 100), (0.19, 100), (0.21, 50), (0.5, 0)])
 def test_attack_on_a_linear_classifier_crosses_exactly_the_margins_within_reach(radius: float, expected: float) -> None:
-    """Logits (x, -x): a point falls if its distance from 0 is below the radius."""
+    """Logits +x and -x, scaled: a point falls if its distance from 0 is below the radius."""
     model = nn.Linear(1, 2, bias=False)
     with torch.no_grad():
-        model.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        model.weight.copy_(torch.tensor([[1e6], [-1e6]]))  # the cross-entropy is flat almost everywhere
     x, y = torch.tensor([[0.2], [0.4], [-0.2], [-0.4]]), torch.tensor([0, 0, 1, 1])
     assert measures.attacked_accuracy(model, x, y, radius, box=None) == expected
     assert measures.attacked_accuracy(model, x, y, radius, box=None, norm="l2") == expected

@@ -172,5 +172,5 @@ def curvature(model: nn.Module, sample: Sample) -> dict[str, float]:
 
 
 def attacked_accuracy(model: nn.Module, sample: Sample, radius: float, steps: int = 10) -> float:
-    """Test accuracy (points) under projected gradient ascent of the loss in |x' - x| <= radius, inside [0, 1]."""
+    """Test accuracy (points) under projected gradient ascent within |x' - x| <= radius, inside [0, 1]."""
     return measures.attacked_accuracy(model, sample.x_test, sample.y_test, radius, steps)
