@@ -41,10 +41,11 @@ class Denoiser(nn.Module):
 
 
 def build(kind: str, norm: bool) -> nn.Module:
-    if kind in ("mlp", "normed"):
+    if kind in ("mlp", "normed", "regressor"):
         batch_norm = norm or kind == "normed"
+        outputs = 1 if kind == "regressor" else CLASSES
         return nn.Sequential(
-            nn.Linear(6, 16), nn.BatchNorm1d(16) if batch_norm else nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, CLASSES)
+            nn.Linear(6, 16), nn.BatchNorm1d(16) if batch_norm else nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, outputs)
         )
     if kind == "conv":
         return nn.Sequential(
@@ -59,7 +60,7 @@ def build(kind: str, norm: bool) -> nn.Module:
     return {"rnn": Recurrent, "denoiser": Denoiser}[kind]()
 
 
-SHAPES = {"mlp": (6,), "normed": (6,), "conv": (1, 8, 8), "rnn": (5, 4), "denoiser": (6,)}
+SHAPES = {"mlp": (6,), "normed": (6,), "conv": (1, 8, 8), "rnn": (5, 4), "denoiser": (6,), "regressor": (6,)}
 
 
 @dataclass
@@ -100,10 +101,13 @@ def make_batch(kind: str, dtype: torch.dtype = torch.float64) -> dict[str, Tenso
     if kind == "denoiser":
         noise = torch.randn(ROWS, 6, generator=g, dtype=torch.float64).to(dtype)
         return {"x": x, "t": torch.randint(0, 100, (ROWS,), generator=g), "noise": noise}
-    return {"x": x, "y": torch.arange(ROWS) % CLASSES, "index": torch.arange(ROWS)}
+    y = x[:, 0] if kind == "regressor" else torch.arange(ROWS) % CLASSES
+    return {"x": x, "y": y, "index": torch.arange(ROWS)}
 
 
 def make_task(kind: str) -> wp.Task:
+    if kind == "regressor":
+        return wp.Regress()
     return wp.Denoise() if kind == "denoiser" else wp.Classify(classes=CLASSES)
 
 
