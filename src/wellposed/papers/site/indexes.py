@@ -40,12 +40,13 @@ def family_page(family: str, ids: list[str]) -> str:
         found = evidence.read(id)
         names = ", ".join(f"[{p.__name__}](../papers/{id}.md)" for p in parts)
         costs = dict.fromkeys(first_sentence(card(p).cost) for p in parts)
-        mark = f'<span class="status {status}">{status}</span>'
-        built.append([names, plain(row["title"]), mark, plain(measured(found)), plain(" / ".join(costs))])
+        built.append([names, plain(row["title"]), _mark(status), plain(measured(found)), plain(" / ".join(costs))])
     for name, cls in unlisted().items():
         if cls.family == family:
             link = f"[{name}](../techniques/{name}.md)"
-            built.append([link, "of no paper in the catalogue", "built", "", plain(first_sentence(card(cls).cost))])
+            built.append(
+                [link, "of no paper in the catalogue", _mark("built"), "", plain(first_sentence(card(cls).cost))]
+            )
     blocks = [f"# {title(family)}"]
     if find_spec(f"wellposed.{family}") and (said := _about(family)):
         blocks.append(plain(said))
@@ -54,6 +55,10 @@ def family_page(family: str, ids: list[str]) -> str:
     if planned:
         blocks += ["## Not built yet", "\n".join(planned)]
     return "\n\n".join(blocks) + "\n"
+
+
+def _mark(status: Status) -> str:
+    return f'<span class="status {status}">{status}</span>'
 
 
 def _about(family: str) -> str:
@@ -104,8 +109,7 @@ def symptoms_page(ids: list[str]) -> str:
             names = ", ".join(p.__name__ for p in parts_of(id))
             said = measured(evidence.read(id))
             status = status_of(id)
-            mark = f'<span class="status {status}">{status}</span>'
-            lines.append(f"- [{names}](papers/{id}.md) {mark}" + (f" {plain(said)}" if said else ""))
+            lines.append(f"- [{names}](papers/{id}.md) {_mark(status)}" + (f" {plain(said)}" if said else ""))
         if lines:
             blocks.append("\n".join(lines))
         if planned := [id for id in treats if not parts_of(id)]:
@@ -125,5 +129,5 @@ def reference_page(family: str) -> str:
 def counts(ids: list[str]) -> str:
     """How far the catalogue is, as a table: one line a status."""
     found = Counter(status_of(id) for id in ids)
-    lines = [[f'<span class="status {s}">{s}</span>', str(found[s])] for s in ORDER if found[s]]
+    lines = [[_mark(s), str(found[s])] for s in ORDER if found[s]]
     return table(["status", f"papers, {len(ids)} in all"], lines)
