@@ -123,7 +123,7 @@ class ActivationKurtosis(Method, paper="activation-kurtosis-reg"):
 
     Helps:
         4-bit activations of nets with outlier channels: with a planted channel on digits the kurtosis of hidden outputs
-        fell from 31 to 4 and accuracy with 4-bit activations rose by about 13 points at strength 1e-2.
+        fell from 30 to 1.7 and accuracy with 4-bit activations rose by 5 points, at 0.8 less in full precision.
 
     Avoid:
         Large strengths: 0.1 cost 7 points of accuracy in full precision. As the only measure: kurtosis is free of
@@ -131,7 +131,7 @@ class ActivationKurtosis(Method, paper="activation-kurtosis-reg"):
         not tested.
 
     Defaults:
-        strength 1e-5, the authors'; a small net wanted 1e-3. All linear layers and convolutions but the last.
+        strength 1e-5, the authors'; a small net wanted 1e-2. All linear layers and convolutions but the last.
 
     Cost:
         One pass; two readings of the tapped outputs.
