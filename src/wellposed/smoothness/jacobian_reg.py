@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core import Method, Step, Task, knob
 from ..core.schedules import Scalar
+from ..parts.curvature import twice_differentiable
 from ._inputs import real_input, wide
 
 __all__ = ["JacobianReg", "jacobian_frobenius"]
@@ -108,7 +105,7 @@ class JacobianReg(Method, paper="jacobian-regularization"):
 
     def penalty(self, step: Step) -> Tensor:
         x = real_input(step, "JacobianReg").requires_grad_()
-        with _twice_differentiable(self.recurrent):
+        with twice_differentiable(self.recurrent):
             # Not through a compiled wrapper: it has no second derivative.
             outputs = step.forward(step.model, x=x)[step.task.yields[0]]
             return 0.5 * jacobian_frobenius(outputs, x, self.n_proj, step.rng(self))
@@ -120,16 +117,3 @@ class JacobianReg(Method, paper="jacobian-regularization"):
 def _check_projections(owner: str, n_proj: int) -> None:
     if n_proj < 1 and n_proj != -1:
         raise ValueError(f"{owner}: n_proj must be at least 1, or -1 for the exact norm, got {n_proj}")
-
-
-@contextmanager
-def _twice_differentiable(recurrent: bool) -> Iterator[None]:
-    """Kernels that have second derivatives: attention in plain arithmetic, recurrent nets without cuDNN."""
-    cudnn = torch.backends.cudnn
-    was = cudnn.enabled
-    with sdpa_kernel(SDPBackend.MATH):
-        cudnn.enabled = was and not recurrent
-        try:
-            yield
-        finally:
-            cudnn.enabled = was
