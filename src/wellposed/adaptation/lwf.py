@@ -22,8 +22,8 @@ class LwF(Method, paper="rehearsal-free-cl"):
         T, on the new task's inputs.
 
     Formula:
-        R = T^2 \, \mathrm{KL} \left( \mathrm{softmax}(f_{\mathrm{old}}(x)_{1..k} / T) \,\Vert\,
-        \mathrm{softmax}(f(x)_{1..k} / T) \right)
+        R = T^2 \, \mathrm{KL} \left( p_{\mathrm{old}} \,\Vert\, p \right), \qquad p = \mathrm{softmax}(f(x)_{1..k} / T)
+        p_{\mathrm{old}} = \mathrm{softmax}(f_{\mathrm{old}}(x)_{1..k} / T)
 
     Helps:
         Learning classes one after the other without old data: five tasks of two digits each ended 13 to
