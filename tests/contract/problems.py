@@ -41,7 +41,7 @@ class Denoiser(nn.Module):
 
 
 def build(kind: str, norm: bool) -> nn.Module:
-    if kind in ("mlp", "normed", "regressor"):
+    if kind in ("mlp", "normed", "regressor", "views"):
         batch_norm = norm or kind == "normed"
         outputs = 1 if kind == "regressor" else CLASSES
         return nn.Sequential(
@@ -60,7 +60,15 @@ def build(kind: str, norm: bool) -> nn.Module:
     return {"rnn": Recurrent, "denoiser": Denoiser}[kind]()
 
 
-SHAPES = {"mlp": (6,), "normed": (6,), "conv": (1, 8, 8), "rnn": (5, 4), "denoiser": (6,), "regressor": (6,)}
+SHAPES = {
+    "mlp": (6,),
+    "normed": (6,),
+    "conv": (1, 8, 8),
+    "rnn": (5, 4),
+    "denoiser": (6,),
+    "regressor": (6,),
+    "views": (6,),
+}
 
 
 @dataclass
@@ -101,6 +109,8 @@ def make_batch(kind: str, dtype: torch.dtype = torch.float64) -> dict[str, Tenso
     if kind == "denoiser":
         noise = torch.randn(ROWS, 6, generator=g, dtype=torch.float64).to(dtype)
         return {"x": x, "t": torch.randint(0, 100, (ROWS,), generator=g), "noise": noise}
+    if kind == "views":
+        return {k: x + 0.3 * torch.randn(x.shape, generator=g, dtype=torch.float64).to(dtype) for k in ("x1", "x2")}
     y = x[:, 0] if kind == "regressor" else torch.arange(ROWS) % CLASSES
     return {"x": x, "y": y, "index": torch.arange(ROWS)}
 
@@ -108,6 +118,8 @@ def make_batch(kind: str, dtype: torch.dtype = torch.float64) -> dict[str, Tenso
 def make_task(kind: str) -> wp.Task:
     if kind == "regressor":
         return wp.Regress()
+    if kind == "views":
+        return wp.TwoViews()
     return wp.Denoise() if kind == "denoiser" else wp.Classify(classes=CLASSES)
 
 

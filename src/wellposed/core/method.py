@@ -65,8 +65,8 @@ class Method(nn.Module):
         edits: names of parameters it changes in place, known after ``setup``; a reparametrisation of one is refused.
         pretrained: whether it starts from a trained model, which `compare` does not.
         example: settings for a small trial (the contract suite's): field values, and under ``"model"`` the kind of
-            model it needs: ``"mlp"`` (default), ``"normed"`` (with BatchNorm), ``"conv"``, ``"rnn"``, ``"denoiser"``
-            or ``"regressor"``.
+            model it needs: ``"mlp"`` (default), ``"normed"`` (with BatchNorm), ``"conv"``, ``"rnn"``,
+            ``"denoiser"``, ``"regressor"`` or ``"views"`` (of ``TwoViews``).
         strength: factor of the penalty, a number or a schedule; a field only where there is a penalty.
     """
 
