@@ -55,7 +55,9 @@ class MixedBarlowTwins(Method, paper="mixed-barlow-twins"):
         The paper reports nearest neighbours that no longer get worse in long training, with wide embeddings.
 
     Avoid:
-        Inputs that cannot be mixed (ids). Batches of one sample.
+        Expecting a gain where Barlow Twins does not overfit: on digits the nearest neighbours of its features kept
+        improving in training, and the term changed their accuracy by 0.4 points [-0.4, 1.3] over 20 seeds. Inputs that
+        cannot be mixed (ids).
 
     Defaults:
         strength 5, redundancy 0.005, alpha 1: the authors' script; their recipes by data set have 4 and 0.0078.
