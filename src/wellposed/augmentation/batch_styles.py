@@ -1,0 +1,3 @@
+"""Batch styles standardization."""
+
+__all__: list[str] = []

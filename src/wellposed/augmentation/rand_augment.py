@@ -1,0 +1,3 @@
+"""RandAugment."""
+
+__all__: list[str] = []
