@@ -51,8 +51,8 @@ CLAIM = Claim(
     statement="Fine-tuned on what is kept with a fading L1 penalty, a net comes nearer to one that never saw what it "
     "was to forget than fine-tuned without.",
     arena="digits, 800 training scans with 20 % wrong labels, a tenth to be forgotten; MLP 64-128-128-10 trained for "
-    "60 epochs, fine-tuned for 10 by AdamW 1e-3, batch 32, gamma 1e-3; gap: mean distance from retraining in accuracy on "
-    "forgotten, retained and test data and in the success of a membership attack",
+    "60 epochs, fine-tuned for 10 by AdamW 1e-3, batch 32, gamma 1e-3; gap: mean distance from retraining in accuracy "
+    "on forgotten, retained and test data and in the success of a membership attack",
     quantity="gap to retraining",
     direction="lower",
     margin=0.8,  # a third of the 2.3 seen on other seeds
