@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import platform
 from importlib import import_module
@@ -38,7 +39,9 @@ def claim_of(id: str) -> Claim:
         BadInput: if it has none.
     """
     if id not in claimed():
-        raise BadInput(f"no claim for '{id}'; there are claims for {', '.join(claimed())}")
+        close = difflib.get_close_matches(id, claimed(), 3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "`wellposed papers` lists what is verified"
+        raise BadInput(f"no claim for '{id}'; {hint}")
     found: Claim = import_module(_module(id)).CLAIM
     return found
 

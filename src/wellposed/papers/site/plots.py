@@ -79,7 +79,7 @@ def paired(found: Evidence) -> Canvas:
     count = len(found["differences"])
     _judged(right, found, [(i + 1) / (count + 1) for i in range(count)], -0.14)
     right.set_ylim(-0.3, 1.05)
-    title = f"gain ({found['direction']} is better)"
+    title = f"how much {found['direction']}"
     right.set_title(title, loc="left", fontsize=canvas.font - 1, color=C["ink"], pad=8)
     right.annotate(
         "margin", (found["margin"], 1.05), (3, -4), "data", "offset points", fontsize=9, va="top", color=C["reference"]
