@@ -111,8 +111,9 @@ def make_batch(kind: str, dtype: torch.dtype = torch.float64) -> dict[str, Tenso
         return {"x": x, "t": torch.randint(0, 100, (ROWS,), generator=g), "noise": noise}
     if kind == "views":
         return {k: x + 0.3 * torch.randn(x.shape, generator=g, dtype=torch.float64).to(dtype) for k in ("x1", "x2")}
-    y = x[:, 0] if kind == "regressor" else torch.arange(ROWS) % CLASSES
-    return {"x": x, "y": y, "index": torch.arange(ROWS)}
+    if kind == "regressor":
+        return {"x": x, "y": x[:, 0], "index": torch.arange(ROWS), "environment": torch.arange(ROWS) % 2}
+    return {"x": x, "y": torch.arange(ROWS) % CLASSES, "index": torch.arange(ROWS)}
 
 
 def make_task(kind: str) -> wp.Task:
