@@ -70,10 +70,10 @@ def l1_sparse_unlearn(
     Avoid:
         Expecting much on small models: for a tenth of 800 digits, at gamma 1e-3 under AdamW, the distance to retraining
         in four numbers fell from 7.4 to 5.9 points over 20 seeds, which is not told from nothing (0 to 3.1), and
-        accuracy on the forgotten samples did not move. Expecting weights of exactly 0: subgradient steps circle around it. A gamma taken from another optimizer or
-        model; more of it also means a worse fit of what is kept (3 points at 2e-3). As a proof of erasure: nothing here
-        bounds what is left. Pruning first and then fine-tuning, the paper's other way, changed nothing that could be
-        measured on digits.
+        accuracy on the forgotten samples did not move. Expecting weights of exactly 0: subgradient steps circle around
+        it. A gamma taken from another optimizer or model; more of it also means a worse fit of what is kept (3 points
+        at 2e-3). As a proof of erasure: nothing here bounds what is left. Pruning first and then fine-tuning, the
+        paper's other way, changed nothing that could be measured on digits.
 
     Defaults:
         gamma 5e-4 and 10 epochs, the paper's for SGD.
