@@ -116,7 +116,7 @@ def test_surface_by_hand_and_everything_restored() -> None:
     by_hand = copy.deepcopy(model).eval()
     for name, p in by_hand.named_parameters():
         p.data += AT[5].item() * one[name] + 0.25 * two[name]
-    assert float(found[5, 1]) == pytest.approx(float(F.cross_entropy(by_hand(x), y)), rel=1e-12)
+    assert float(found[5, 1]) == pytest.approx(F.cross_entropy(by_hand(x), y).item(), rel=1e-12)
     with pytest.raises(RuntimeError, match="stop"):
         loss_surface(model, lambda: (_ for _ in ()).throw(RuntimeError("stop")), one)
     assert all(torch.equal(a, before[n]) for n, a in model.state_dict().items())
