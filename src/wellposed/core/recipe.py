@@ -268,7 +268,13 @@ class Recipe(nn.Module):
 
     def _backward(self, raw: Batch, step: Step, share: float, local: float) -> None:
         objective = self._objective(raw, step, self.model, share, local, once=step.micro == 0)
-        torch.autograd.backward(self.scaler.scale(objective) if self.scaler else objective)
+        backward = getattr(step.optimizer, "backward", None)  # an optimizer that needs more than the gradient
+        if backward is not None and self.scaler:
+            raise RecipeError(
+                f"{type(step.optimizer).__name__} differentiates the loss itself, which a GradScaler would scale: "
+                "attach without one (bfloat16 needs none)"
+            )
+        (backward or torch.autograd.backward)(self.scaler.scale(objective) if self.scaler else objective)
 
     def _size(self, raw: Batch) -> float:
         weight = self.task.weight(raw)
