@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,13 +31,7 @@ def _on(value: Any, device: torch.device) -> Any:
     return [_on(v, device) for v in value] if isinstance(value, list) else value
 
 
-def dense_gradients(owner: str, params: list[Tensor]) -> list[Tensor]:
-    """Gradients of parameters that have one.
-
-    Raises:
-        RuntimeError: for a sparse or complex one.
-    """
-    grads = [p.grad for p in params if p.grad is not None]
-    if any(g.is_sparse or g.is_complex() for g in grads):
+def refuse_sparse(owner: str, grads: Iterable[Tensor | None]) -> None:
+    """Raise RuntimeError for a sparse or complex gradient."""
+    if any(g is not None and (g.is_sparse or g.is_complex()) for g in grads):
         raise RuntimeError(f"{owner} works with dense real gradients; for sparse ones use torch.optim.SparseAdam")
-    return grads

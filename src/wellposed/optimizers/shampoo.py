@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core import implements
-from ._exact_state import ExactState, dense_gradients
+from ._exact_state import ExactState, refuse_sparse
 
 __all__ = ["Shampoo", "matrix_inverse_root"]
 
@@ -148,8 +148,9 @@ class Shampoo(ExactState):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            grads = dense_gradients("Shampoo", group["params"])
             params = [p for p in group["params"] if p.grad is not None]
+            grads = [p.grad for p in params]
+            refuse_sparse("Shampoo", grads)
             if params:
                 self._update(group, params, [g.neg() for g in grads] if group["maximize"] else grads)
         return loss
