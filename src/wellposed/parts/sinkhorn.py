@@ -1,0 +1,220 @@
+"""Sinkhorn: entropic optimal transport for any cost, weights, batch and dtype, which says whether it converged.
+
+Sweeps act on a kernel whose potentials have been absorbed, so no epsilon is too small for them; the factor of
+over-relaxation comes from the rate that is seen; small epsilons are approached from larger ones; and where that rate
+promises too many sweeps, Newton's method on the semi-dual takes over.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .entropic import Entropic, entropic, newton
+
+__all__ = ["Coupling", "NotConverged", "sinkhorn"]
+
+BLOCK = 10  # sweeps between looks at the error
+RANGE = 50.0  # logarithm of a scaling at which it is absorbed
+START, STAGE = 64.0, 4.0  # range of costs over the first epsilon, and the ratio of successive ones, on the way down
+NEAR = 0.1  # marginal error below which over-relaxation is safe
+
+
+class NotConverged(RuntimeError):
+    """The marginals are further from the weights than was asked for."""
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """An entropic coupling.
+
+    Attributes:
+        value: <P, C> + epsilon KL(P | a b^T), (...). Differentiable once in cost, a and b by the envelope theorem: the
+            gradients are P, f and g, at no further cost.
+        plan: P (..., n, m), a constant.
+        f, g: potentials (..., n) and (..., m), constants in float64 (rounded, they would no longer meet the marginals).
+        error: L1 distance of both marginals from the weights, added, (...).
+        converged: whether that is within the tolerance, (...).
+        sweeps, newton_steps: how much work it was.
+    """
+
+    value: Tensor
+    plan: Tensor
+    f: Tensor
+    g: Tensor
+    error: Tensor
+    converged: Tensor
+    sweeps: int
+    newton_steps: int
+
+
+def sinkhorn(
+    cost: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    epsilon: float | Tensor,
+    tol: float = 1e-6,
+    sweeps: int = 10_000,
+    newton_steps: int = 50,
+    check: bool = True,
+) -> Coupling:
+    """Entropic optimal transport: the coupling of least cost plus epsilon times its mutual information.
+
+    Args:
+        cost: (..., n, m), finite, of any floating dtype; the arithmetic is float64 where the device has it.
+        a, b: weights (..., n) and (..., m), at least 0, sums 1; None: equal weights.
+        epsilon: above 0, in the units of the cost; a number, or one for each problem (...).
+        tol: on the sum of both marginals' L1 errors.
+        sweeps: at most so many.
+        newton_steps: at most so many, each an n^2 m product and a Cholesky factor (n the smaller side); 0: none.
+        check: raise where the tolerance is not met; with False the result says so in ``converged``.
+
+    Raises:
+        NotConverged: see ``check``.
+        ValueError: for what is no transport problem.
+    """
+    if not tol > 0 or sweeps < 1 or newton_steps < 0:
+        raise ValueError(
+            f"tol must be above 0, sweeps at least 1 and newton_steps at least 0, got {tol:g}, {sweeps}, {newton_steps}"
+        )
+    with torch.no_grad():
+        problem = entropic(cost, a, b, epsilon)
+        f, g, plan, swept, steps = _solve(problem, tol, sweeps, newton_steps)
+        error = problem.error(plan)
+    converged = error <= tol
+    if check and not bool(converged.all()):
+        raise NotConverged(
+            f"marginal error {float(error.amax()):.1e} after {swept} sweeps and {steps} Newton steps, not {tol:g}: "
+            "allow more of them, or a larger tol or epsilon; check=False returns the coupling as it is"
+        )
+    weights = (problem.a if a is None else a, problem.b if b is None else b)
+    kept = plan.to(cost.dtype)
+    value: Tensor = _Value.apply(cost, *weights, problem, f, g, kept)  # type: ignore[no-untyped-call]
+    return Coupling(value, kept, f, g, error, converged, swept, steps)
+
+
+class _Value(torch.autograd.Function):
+    """<f, a> + <g, b>, the dual at its maximum: f and g count as constants there (envelope theorem)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, cost: Tensor, a: Tensor, b: Tensor, problem: Entropic, f: Tensor, g: Tensor, plan: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(f, g, plan)
+        ctx.like = a, b
+        return ((f * problem.a).sum(-1) + (g * problem.b).sum(-1)).to(cost.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        f, g, plan = ctx.saved_tensors
+        out = grads[0].unsqueeze(-1)
+        by = [(out * p).sum_to_size(w.shape).to(w.dtype) for p, w in zip((f, g), ctx.like, strict=True)]
+        return out.unsqueeze(-1) * plan, *by, None, None, None, None
+
+
+def _solve(problem: Entropic, tol: float, budget: int, steps: int) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    """Potentials, their plan, and how many sweeps and Newton steps it took, on the way down included."""
+    f = torch.zeros_like(problem.a)
+    spread = (problem.cost.amax((-2, -1)) - problem.cost.amin((-2, -1))).unsqueeze(-1)
+    ratio = float((spread / problem.epsilon).amax()) / START
+    swept = stepped = 0
+    for stage in range(math.ceil(math.log(max(ratio, 1.0), STAGE))):
+        easier = problem.at(torch.maximum(problem.epsilon, spread / (START * STAGE**stage)))
+        f, _, _, more, further = _run(easier, f, max(tol, NEAR), (budget - swept) // 2, steps - stepped)
+        swept, stepped = swept + more, stepped + further
+    f, g, plan, more, further = _run(problem, f, tol, budget - swept, steps - stepped)
+    return f, g, plan, swept + more, stepped + further
+
+
+def _run(problem: Entropic, f: Tensor, tol: float, budget: int, steps: int) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    """Sweeps at one epsilon, and Newton steps once those are seen to be slow."""
+    kernel = _Kernel(problem, *problem.hard(f))
+    patience = max(50.0, min(problem.cost.shape[-2:]) / 2)  # in sweeps: what some 8 Newton steps cost
+    omega, before, swept = 1.0, math.inf, 0
+    while swept < budget:
+        count = min(BLOCK, budget - swept)
+        error = kernel.sweep(count, omega)
+        swept += count
+        if error <= tol / 2:  # the plan, built anew, rounds a little
+            break
+        if before < math.inf:
+            rate = (error / before) ** (1 / count)
+            if steps > 0 and _left(error, tol, rate, omega) > patience:
+                return _newton(problem, *kernel.potentials(), tol, steps, swept)
+            omega = _relaxation(omega, rate, error)
+        before = error
+    f, g = kernel.potentials()
+    return f, g, problem.plan(f, g), swept, 0
+
+
+def _newton(
+    problem: Entropic, f: Tensor, g: Tensor, tol: float, steps: int, swept: int
+) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    """Newton with the smaller Hessian."""
+    if problem.cost.shape[-2] <= problem.cost.shape[-1]:
+        found = newton(problem, f, tol, steps)
+        return found.f, found.g, found.plan, swept, found.steps
+    found = newton(problem.turned, g, tol, steps)
+    return found.g, found.f, found.plan.mT, swept, found.steps
+
+
+def _left(error: float, tol: float, rate: float, omega: float) -> float:
+    """Sweeps until the tolerance, going by the rate seen; from plain sweeps, by what over-relaxation makes of it."""
+    if rate >= 1:
+        return math.inf
+    if omega == 1:
+        rate = 2 / (1 + math.sqrt(1 - rate)) - 1
+    return math.log(error / tol) / -math.log(max(rate, 1e-9))
+
+
+def _relaxation(omega: float, rate: float, error: float) -> float:
+    """The best factor, given the rate seen with this one (Young's relation of successive over-relaxation)."""
+    if rate >= 1 or error > NEAR:
+        return 1.0
+    if rate <= omega - 1:  # already beyond the best, where the factor alone sets the rate
+        return omega
+    plain = (rate + omega - 1) ** 2 / (rate * omega**2)  # contraction of a plain sweep
+    return 2 / (1 + math.sqrt(max(1 - plain, 1e-6)))
+
+
+class _Kernel:
+    """The plan of two potentials, and scalings of its rows and columns that are to mend its marginals."""
+
+    def __init__(self, problem: Entropic, f: Tensor, g: Tensor) -> None:
+        self.problem = problem
+        self._absorb(f, g)
+
+    def _absorb(self, f: Tensor, g: Tensor) -> None:
+        self.f, self.g, self.matrix = f, g, self.problem.plan(f, g)
+        self.u, self.v = torch.ones_like(f), torch.ones_like(g)
+
+    def potentials(self) -> tuple[Tensor, Tensor]:
+        """Those of the scaled plan."""
+        return self.f + self.problem.epsilon * self.u.log(), self.g + self.problem.epsilon * self.v.log()
+
+    def sweep(self, count: int, omega: float) -> float:
+        """Sweeps, the last half of one plain, so that the columns are right. Returns the rows' largest L1 error."""
+        p, k = self.problem, self.matrix
+        for _ in range(count):
+            self.u = _fitted(self.u, k, self.v, p.a, omega)
+            self.v = _fitted(self.v, k.mT, self.u, p.b, omega)
+        if omega != 1:
+            self.v = _fitted(self.v, k.mT, self.u, p.b, 1.0)
+        rows = self.u * (k @ self.v.unsqueeze(-1)).squeeze(-1)
+        far = torch.maximum(self.u.log().abs().amax(), self.v.log().abs().amax())
+        if not float(far) < RANGE:
+            self._absorb(*self.potentials())
+        return float((rows - p.a).abs().sum(-1).amax())
+
+
+def _fitted(old: Tensor, kernel: Tensor, other: Tensor, weights: Tensor, omega: float) -> Tensor:
+    """The scaling that meets these weights, moved omega times as far; 1 where there is no weight."""
+    fit = weights / (kernel @ other.unsqueeze(-1)).squeeze(-1).clamp_min(torch.finfo(old.dtype).tiny)
+    return torch.where(weights > 0, fit if omega == 1 else old * (fit / old) ** omega, 1.0)
