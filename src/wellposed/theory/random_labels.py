@@ -144,7 +144,7 @@ def randomization_test(
     """
     if len(x) != len(y) or len(x_test) != len(y_test):
         raise ValueError(
-            f"as many labels as inputs are needed, got {len(y)} for {len(x)}, in the test {len(y_test)} for {len(x_test)}"
+            f"as many labels as inputs are needed, got {len(y)} for {len(x)} and {len(y_test)} for {len(x_test)}"
         )
 
     def labels(p: float) -> Tensor:
