@@ -115,7 +115,7 @@ def embedding(ids: int | None, size: int | None, width: int) -> nn.Module:
 
 
 def masked_autoencoder(
-    places: int,
+    places: int | tuple[int, ...],
     outputs: int,
     *,
     ids: int | None = None,
@@ -129,7 +129,7 @@ def masked_autoencoder(
     """A masked autoencoder of transformer blocks over ids (B, T) or vectors (B, T, size); 2x2 patches of digits, say.
 
     Args:
-        places: T.
+        places: T, or a grid.
         outputs: numbers predicted per place: ``size``, or ``ids``.
         ids, size, width, depth, heads: of the encoder, as of ``Transformer``.
         decoder_width, decoder_depth: of the decoder; as wide as the encoder by default.
@@ -142,4 +142,5 @@ def masked_autoencoder(
         outputs=outputs,
         width=width,
         decoder_width=decoder_width,
+        period=16.0,  # a handful of places
     )

@@ -7,7 +7,15 @@ from torch import Tensor, nn
 
 from ..core.citing import implements
 
-__all__ = ["MaskedAutoencoder", "hidden_mask", "normalised_patches", "patchify", "unpatchify", "visible_places"]
+__all__ = [
+    "MaskedAutoencoder",
+    "hidden_mask",
+    "normalised_patches",
+    "patchify",
+    "sine_positions",
+    "unpatchify",
+    "visible_places",
+]
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -62,6 +70,30 @@ def hidden_mask(visible: Tensor, places: int) -> Tensor:
     return torch.ones(len(visible), places, dtype=torch.bool, device=visible.device).scatter(1, visible, False)
 
 
+def sine_positions(places: int | tuple[int, ...], width: int, period: float = 10000.0) -> Tensor:
+    """Fixed positions: sines and cosines of the place at wavelengths from 2 pi up to 2 pi * ``period``.
+
+    Args:
+        places: T, or the sizes of a grid; each axis then gets an equal part of the width.
+        width: a multiple of twice the number of axes.
+        period: well above the largest size most of the width is the same everywhere; take less on small grids.
+
+    Returns:
+        shape (T, width), places of a grid row by row.
+
+    Raises:
+        ValueError: for another width.
+    """
+    sizes = (places,) if isinstance(places, int) else places
+    if width % (2 * len(sizes)):
+        raise ValueError(f"sine_positions: width must be a multiple of {2 * len(sizes)}, got {width}")
+    half = width // (2 * len(sizes))
+    rates = period ** (-torch.arange(half) / half)
+    axes = torch.meshgrid(*map(torch.arange, sizes), indexing="ij")
+    angles = [axis.reshape(-1, 1) * rates for axis in axes]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1)
+
+
 @implements("mae")
 class MaskedAutoencoder(nn.Module):
     r"""Masked autoencoder: learn representations by reconstructing most of the input from a small visible part.
@@ -75,12 +107,12 @@ class MaskedAutoencoder(nn.Module):
         L = \frac{1}{|H|} \sum_{t \in H} \frac{1}{D} \lVert g(f(x_V) \cup m)_t - y_t \rVert^2
 
     Helps:
-        Few labels and many unlabelled samples: on digits a linear probe on mean-pooled states gained over 20 points
-        on a random encoder. The encoder's cost falls with the share that is hidden.
+        Few labels and many unlabelled samples: on digits a linear probe of the mean state gained about 10 points on
+        the untrained encoder, nearest neighbours about 30. The encoder's cost falls with the share that is hidden.
 
     Avoid:
-        Reading the states out flattened where places are few: on digits they are as good before training, and neither
-        beats raw pixels. Encoding a masked input at test time: show all places.
+        Expecting more than raw pixels give on digits, or anything from a few hundred updates: the probe first got worse.
+        Encoding a masked input at test time: show all places.
 
     Defaults:
         Hide 3/4 (text: 0.15), a decoder narrower and shallower than the encoder, targets normalised per patch
@@ -91,17 +123,18 @@ class MaskedAutoencoder(nn.Module):
 
     Reference:
         He, Chen, Xie, Li, Dollar, Girshick 2021, Masked Autoencoders Are Scalable Vision Learners, arXiv 2111.06377,
-        section 3. Positions are learned here, sines and cosines there; there is no class token, which the paper found
-        unnecessary.
+        section 3. Without a class token, which the paper found unnecessary. int((1 - ratio) T) places stay visible, as
+        in the authors' code.
 
     Args:
         embed: (B, K, D) vectors or (B, K) ids to (B, K, width).
         encoder: (B, K, width) to the same, for any K; a stack of transformer blocks.
         decoder: (B, T, decoder_width) to the same.
-        places: T.
+        places: T, or the grid of patches (rows, columns); positions are fixed sines and cosines.
         outputs: numbers per place that are predicted: D of a patch, or classes of a token.
         width: of the encoder.
         decoder_width: of the decoder; default that of the encoder.
+        period: of the positions; see ``sine_positions``.
     """
 
     def __init__(
@@ -110,17 +143,20 @@ class MaskedAutoencoder(nn.Module):
         encoder: nn.Module,
         decoder: nn.Module,
         *,
-        places: int,
+        places: int | tuple[int, ...],
         outputs: int,
         width: int,
         decoder_width: int | None = None,
+        period: float = 10000.0,
     ) -> None:
         super().__init__()
         inner = decoder_width or width
         self.embed, self.encoder, self.decoder = embed, encoder, decoder
         self.bridge, self.head = nn.Linear(width, inner), nn.Linear(inner, outputs)
-        self.place = nn.Parameter(0.02 * torch.randn(places, width))
-        self.decoder_place = nn.Parameter(0.02 * torch.randn(places, inner))
+        self.place: Tensor
+        self.decoder_place: Tensor
+        self.register_buffer("place", sine_positions(places, width, period), persistent=False)
+        self.register_buffer("decoder_place", sine_positions(places, inner, period), persistent=False)
         self.mask_token = nn.Parameter(0.02 * torch.randn(inner))
 
     def encode(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
