@@ -109,38 +109,37 @@ class Solved:
     Attributes:
         f, g: potentials.
         plan: of both.
-        error: (...), by the plan itself.
-        steps: taken.
-        kept: share of the plan's entries that the last Hessian used.
+        errors: the largest of the batch, at the start and after each step.
+        evaluations: of the plan, those of the line searches included.
+        kept: the largest share of the plan's entries that a Hessian used.
     """
 
     f: Tensor
     g: Tensor
     plan: Tensor
-    error: Tensor
-    steps: int
-    kept: float = 1.0
+    errors: tuple[float, ...]
+    evaluations: int
+    kept: float
 
 
 def newton(problem: Entropic, f: Tensor, tol: float, steps: int, thin: Thin | None = None) -> Solved:
     """Damped Newton on the semi-dual, until the marginal error is ``tol`` or the steps are used up.
 
     Args:
-        problem: what is solved. A Hessian is min over nothing: n x n for n rows, so turn the problem if n > m.
+        problem: what is solved. Its Hessian is n x n for n rows, so turn the problem if n > m.
         f: where to start.
         tol: on the L1 error of both marginals.
         steps: at most so many.
         thin: leaves out entries of the Hessian; None: all are used.
     """
     g, plan = problem.columns(f)
-    error, kept, step = problem.error(plan), 1.0, 0
+    errors, evaluations, kept = [float(problem.error(plan).amax())], 1, 0.0
     reach = problem.cost.amax((-2, -1)) - problem.cost.amin((-2, -1))
-    for step in range(steps + 1):
-        if step == steps or bool((error <= tol).all()):
-            break
+    while len(errors) <= steps and not errors[-1] <= tol:
         rows = plan.sum(-1)
+        error = problem.error(plan)
         used = plan if thin is None else thin(plan, error)
-        kept = 1.0 if thin is None else float((used != 0).double().mean())
+        kept = max(kept, float(used.count_nonzero()) / used.numel())
         direction = problem.epsilon * _solve(used, rows, problem.a - rows, problem.b)
         slope = (direction * (problem.a - rows)).sum(-1)
         value = (f * problem.a).sum(-1) + (g * problem.b).sum(-1)
@@ -150,6 +149,7 @@ def newton(problem: Entropic, f: Tensor, tol: float, steps: int, thin: Thin | No
         for _ in range(HALVINGS):
             new = f + length.unsqueeze(-1) * direction
             new_g, new_plan = problem.columns(new)
+            evaluations += 1
             new_value = (new * problem.a).sum(-1) + (new_g * problem.b).sum(-1)
             fine = (new_value >= value + 1e-4 * length * slope - slack) & new_value.isfinite()
             if bool(fine.all()):
@@ -160,8 +160,8 @@ def newton(problem: Entropic, f: Tensor, tol: float, steps: int, thin: Thin | No
             new = torch.where(fine.unsqueeze(-1), new, swept)
             new_g, new_plan = problem.columns(new)
         f, g, plan = new, new_g, new_plan
-        error = problem.error(plan)
-    return Solved(f, g, plan, error, step, kept)
+        errors.append(float(problem.error(plan).amax()))
+    return Solved(f, g, plan, tuple(errors), evaluations, kept)
 
 
 def _solve(plan: Tensor, rows: Tensor, rhs: Tensor, b: Tensor) -> Tensor:

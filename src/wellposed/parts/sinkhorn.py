@@ -86,17 +86,32 @@ def sinkhorn(
     with torch.no_grad():
         problem = entropic(cost, a, b, epsilon)
         f, g, plan, swept, steps = _solve(problem, tol, sweeps, newton_steps)
-        error = problem.error(plan)
+    return coupled(problem, (f, g, plan), (cost, a, b), tol, swept, steps, check)
+
+
+def coupled(
+    problem: Entropic,
+    found: tuple[Tensor, Tensor, Tensor],
+    given: tuple[Tensor, Tensor | None, Tensor | None],
+    tol: float,
+    sweeps: int,
+    steps: int,
+    check: bool,
+) -> Coupling:
+    """What a solver found (f, g, plan) for the given (cost, a, b), with its error and a value that has gradients."""
+    cost, a, b = given
+    f, g, plan = found
+    error = problem.error(plan)
     converged = error <= tol
     if check and not bool(converged.all()):
         raise NotConverged(
-            f"marginal error {float(error.amax()):.1e} after {swept} sweeps and {steps} Newton steps, not {tol:g}: "
+            f"marginal error {float(error.amax()):.1e} after {sweeps} sweeps and {steps} Newton steps, not {tol:g}: "
             "allow more of them, or a larger tol or epsilon; check=False returns the coupling as it is"
         )
     weights = (problem.a if a is None else a, problem.b if b is None else b)
     kept = plan.to(cost.dtype)
     value: Tensor = _Value.apply(cost, *weights, problem, f, g, kept)  # type: ignore[no-untyped-call]
-    return Coupling(value, kept, f, g, error, converged, swept, steps)
+    return Coupling(value, kept, f, g, error, converged, sweeps, steps)
 
 
 class _Value(torch.autograd.Function):
@@ -135,7 +150,7 @@ def _solve(problem: Entropic, tol: float, budget: int, steps: int) -> tuple[Tens
 
 def _run(problem: Entropic, f: Tensor, tol: float, budget: int, steps: int) -> tuple[Tensor, Tensor, Tensor, int, int]:
     """Sweeps at one epsilon, and Newton steps once those are seen to be slow."""
-    kernel = _Kernel(problem, *problem.hard(f))
+    kernel = Kernel(problem, *problem.hard(f))
     patience = max(50.0, min(problem.cost.shape[-2:]) / 2)  # in sweeps: what some 8 Newton steps cost
     omega, before, swept = 1.0, math.inf, 0
     while swept < budget:
@@ -160,9 +175,9 @@ def _newton(
     """Newton with the smaller Hessian."""
     if problem.cost.shape[-2] <= problem.cost.shape[-1]:
         found = newton(problem, f, tol, steps)
-        return found.f, found.g, found.plan, swept, found.steps
+        return found.f, found.g, found.plan, swept, len(found.errors) - 1
     found = newton(problem.turned, g, tol, steps)
-    return found.g, found.f, found.plan.mT, swept, found.steps
+    return found.g, found.f, found.plan.mT, swept, len(found.errors) - 1
 
 
 def _left(error: float, tol: float, rate: float, omega: float) -> float:
@@ -184,7 +199,7 @@ def _relaxation(omega: float, rate: float, error: float) -> float:
     return 2 / (1 + math.sqrt(max(1 - plain, 1e-6)))
 
 
-class _Kernel:
+class Kernel:
     """The plan of two potentials, and scalings of its rows and columns that are to mend its marginals."""
 
     def __init__(self, problem: Entropic, f: Tensor, g: Tensor) -> None:
@@ -201,16 +216,17 @@ class _Kernel:
 
     def sweep(self, count: int, omega: float) -> float:
         """Sweeps, the last half of one plain, so that the columns are right. Returns the rows' largest L1 error."""
-        p, k = self.problem, self.matrix
-        for _ in range(count):
-            self.u = _fitted(self.u, k, self.v, p.a, omega)
-            self.v = _fitted(self.v, k.mT, self.u, p.b, omega)
+        p = self.problem
+        for start in range(0, count, BLOCK):
+            for _ in range(min(BLOCK, count - start)):
+                self.u = _fitted(self.u, self.matrix, self.v, p.a, omega)
+                self.v = _fitted(self.v, self.matrix.mT, self.u, p.b, omega)
+            far = torch.maximum(self.u.log().abs().amax(), self.v.log().abs().amax())
+            if not float(far) < RANGE:
+                self._absorb(*self.potentials())
         if omega != 1:
-            self.v = _fitted(self.v, k.mT, self.u, p.b, 1.0)
-        rows = self.u * (k @ self.v.unsqueeze(-1)).squeeze(-1)
-        far = torch.maximum(self.u.log().abs().amax(), self.v.log().abs().amax())
-        if not float(far) < RANGE:
-            self._absorb(*self.potentials())
+            self.v = _fitted(self.v, self.matrix.mT, self.u, p.b, 1.0)
+        rows = self.u * (self.matrix @ self.v.unsqueeze(-1)).squeeze(-1)
         return float((rows - p.a).abs().sum(-1).amax())
 
 
