@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ..core import Method, RecipeError
 from ._layers import CONV, LINEAR, TRANSPOSED
 
+NORMS: tuple[type[nn.Module], ...] = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
 
 class Place(NamedTuple):
     """Where a weight is, and how it is read as matrices: ``blocks`` of equally many units below one another.

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Method, RecipeError, Step, Task, knob
-from ._matrices import places
+from ._matrices import NORMS, places
 from ._snapshot import Snapshot
 
 __all__ = ["LAWN", "project_tangent", "rescale"]
-
-NORMS: tuple[type[nn.Module], ...] = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def project_tangent(direction: Tensor, weight: Tensor) -> Tensor:

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from ..core import Method, Step, Task, knob
 from ..core.schedules import Scalar
 from ._layers import CONV, LINEAR
-from ._matrices import leading_vectors, places, singular_values, start, unfold
+from ._matrices import NORMS, leading_vectors, places, singular_values, start, unfold
 from ._snapshot import Snapshot
 
 __all__ = [
     "InitialDistance", "SpectralRegularization", "l2_init", "spectral_penalty", "wasserstein_init",
 ]  # fmt: skip
 
-NORMS: tuple[type[nn.Module], ...] = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 Mode = Literal["wasserstein", "l2"]
 
 
