@@ -1,3 +1,0 @@
-"""RandAugment."""
-
-__all__: list[str] = []
