@@ -111,8 +111,8 @@ class MaskedAutoencoder(nn.Module):
         the untrained encoder, nearest neighbours about 30. The encoder's cost falls with the share that is hidden.
 
     Avoid:
-        Expecting more than raw pixels give on digits, or anything from a few hundred updates: the probe first got worse.
-        Encoding a masked input at test time: show all places.
+        Expecting more than raw pixels give on digits, or anything from a few hundred updates: the probe got worse
+        before it got better. Encoding a masked input at test time: show all places.
 
     Defaults:
         Hide 3/4 (text: 0.15), a decoder narrower and shallower than the encoder, targets normalised per patch
