@@ -60,7 +60,7 @@ def l1_sparse_unlearn(
         by equal steps from epoch to epoch.
 
     Formula:
-        \min_\theta \; L(\theta; D_r) + \gamma_t \lVert \theta \rVert_1, \qquad
+        \min_\theta \; L(\theta; D_r) + \gamma_t \lVert \theta \rVert_1
         \gamma_t = \gamma \left( 1 - \frac{t}{T} \right)
 
     Helps:
