@@ -71,7 +71,7 @@ class BatchStyles(Method, paper="batch-styles-standardization"):
         shown to come from standardising.
 
     Defaults:
-        shares from 0 to 1, the catalogue's reading; the paper fixes both by data set.
+        shares from 0 to 1, our choice; the paper fixes both by data set.
 
     Cost:
         One pass; a Fourier transform and back.

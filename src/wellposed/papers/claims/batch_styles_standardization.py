@@ -42,8 +42,8 @@ def errors(seed: int) -> dict[str, float]:
 CLAIM = Claim(
     paper="batch-styles-standardization",
     statement="After standardization all images of a batch have the same amplitudes at low frequencies, those of one "
-    "of them, while every phase and all higher frequencies are as they were. (That representations generalise to unseen "
-    "domains is not checked here.)",
+    "of them, while every phase and all higher frequencies are as they were. (That representations generalise to "
+    "unseen domains is not checked here.)",
     arena="random batches of 6 images of 9 x 9, 8 x 8 and 8 x 13 pixels with 3 channels, 4 sizes of the rectangle",
     quantity="error relative to the largest amplitude",
     kind="exact",
