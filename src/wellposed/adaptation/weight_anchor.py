@@ -41,7 +41,8 @@ class WeightAnchor(Method, paper="rehearsal-free-cl"):
         of ones and zeros leaves rows of new classes free.
 
     Formula:
-        R_{\mathrm{L2}} = \sum_j (\theta_j - \theta_j^*)^2, \qquad R_{\mathrm{EWC}} = \sum_j F_j (\theta_j - \theta_j^*)^2
+        R_{\mathrm{L2}} = \sum_j (\theta_j - \theta_j^*)^2
+        R_{\mathrm{EWC}} = \sum_j F_j (\theta_j - \theta_j^*)^2
         F_j = E_x \, E_{y \sim p(y | x)} \left( \frac{\partial \log p(y | x)}{\partial \theta_j} \right)^2
 
     Helps:
