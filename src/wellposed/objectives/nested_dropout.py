@@ -137,7 +137,7 @@ class NestedDropout(Method, paper="nested-dropout-noisy-labels"):
         k = \min(D, \max(1, \mathrm{round} \, |\epsilon|)), \qquad \epsilon \sim \mathcal{N}(0, s^2 D^2)
 
     Helps:
-        Wrong labels spread evenly over the classes: digits with 40 % of them, about +15 points with the length chosen
+        Wrong labels spread evenly over the classes: digits with 40 % of them, about +14 points with the length chosen
         on validation data that is as noisy. Models that can be cut shorter afterwards: features are in order.
 
     Avoid:

@@ -127,7 +127,7 @@ class NeuralCollapse(Method, paper="nc-long-tail"):
         \mu_k \leftarrow \mu_k - \frac{C \eta}{2} \, \frac{\partial}{\partial \mu_k} \left( R_1 + \alpha R_2 \right)
 
     Helps:
-        Tight clusters: on long-tailed digits the scatter within classes fell by a sixth against that between them, on
+        Tight clusters: on long-tailed digits the scatter within classes fell by a seventh against that between them, on
         test data, and calibration improved.
 
     Avoid:
