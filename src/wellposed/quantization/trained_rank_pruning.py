@@ -179,8 +179,8 @@ class TrainedRankPruning(Method, paper="trained-rank-pruning"):
         g \leftarrow \nabla L(W) + \lambda U_k V_k^\top
 
     Helps:
-        Fewer multiplications without fine-tuning: a digits MLP factorises into a fifth of them at about a point of
-        accuracy, where the net trained plainly has nothing to save at the same energy.
+        Fewer multiplications without fine-tuning: a digits MLP factorises into a fifth of them at 0 to 1.5 points
+        of accuracy, where the net trained plainly has nothing to save at the same energy.
 
     Avoid:
         Comparing with a plain net cut to the same ranks at 2 %: that was as good. Optimizers whose momentum carries
