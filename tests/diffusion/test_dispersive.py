@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import wellposed as wp
-from wellposed.diffusion.dispersive import Dispersive, Kind, dispersive_loss, squared_distances
+from wellposed.diffusion.dispersive import Dispersive, Kind, dispersive_loss
+from wellposed.parts.neighbours import squared_distances
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

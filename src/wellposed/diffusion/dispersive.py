@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core import Method, Step, Task, knob
 from ..core.schedules import Scalar
+from ..parts.neighbours import squared_distances
 
 __all__ = ["Dispersive", "dispersive_loss"]
 
@@ -45,18 +46,6 @@ def dispersive_loss(z: Tensor, kind: Kind = "infonce_l2", tau: float = 0.5, marg
             close = F.relu(margin - squared_distances(z) / z.shape[1]).square().sum()
             return (close - rows * margin**2) / max(rows * (rows - 1), 1)  # the diagonal holds B margin^2
         return squared_correlations(z)
-
-
-def squared_distances(z: Tensor) -> Tensor:
-    """||z_i - z_j||^2, shape (B, B), at least 0 and exactly 0 on the diagonal; z of shape (B, D).
-
-    By the Gram matrix, one product in place of B^2 D differences; centred first, so that a common offset costs no
-    digits.
-    """
-    z = z - z.mean(0)
-    gram = z @ z.T
-    square = gram.diagonal()
-    return (square[:, None] + square - 2 * gram).clamp_min(0)
 
 
 def squared_correlations(z: Tensor) -> Tensor:
