@@ -97,7 +97,7 @@ def compare(request: Request, console: Console) -> tuple[dict[str, Any], Path]:
     data, split = setting.load(), setting.split(0)
     steps = setting.epochs * trial.batches_per_epoch(len(split.x_train), setting.batch_size)
     with console.status("dry run: a few steps of every row"):
-        costs, reasons = dry_runs(setting, wanted, len(split.x_train))
+        costs, reasons = dry_runs(setting, wanted)
     spent = time.perf_counter() - begin + START
     left = None if budget is None else max(1.0, budget - spent)
     plan = make_plan(request, setting, wanted, costs, reasons, steps, left, jobs)
@@ -177,16 +177,14 @@ def settle(request: Request) -> trial.Setting:
     return replace(setting, batch_size=min(batch, n), epochs=epochs, lr=request.lr or 2e-3)
 
 
-def dry_runs(
-    setting: trial.Setting, wanted: list[rows.Row], n: int
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def dry_runs(setting: trial.Setting, wanted: list[rows.Row]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Costs of the rows that run here, and reasons of those that do not."""
     plain = cost.Plain(setting)
     costs = {protocol.BASELINE: cost.dry_run(setting, rows.baseline(), plain) | {"time": 1.0}}
     reasons: dict[str, str] = {}
     task = trial.task_of(setting.load())
     for row in wanted:
-        why = rows.not_applicable(row, task, n)
+        why = rows.not_applicable(row, task, setting.facts())
         if why is None:
             try:
                 costs[row.id] = cost.dry_run(setting, row, plain)

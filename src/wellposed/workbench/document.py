@@ -266,9 +266,8 @@ def _tuned(result: Result, row: rows.Row) -> dict[str, Any] | None:
 def _recipe(row: rows.Row, outcome: Outcome, setting: trial.Setting, result: Result | None = None) -> Recipe:
     result = result or next(r for r in outcome.rows if r.id == row.id)
     chosen = {row.knob: row.candidates[result.candidate]} if row.knob and result.candidate_scores else {}
-    data = setting.load()
     try:
-        return rows.recipe_of(row, len(setting.split(0).x_train), trial.task_of(data).classes, 0, **chosen)
+        return rows.recipe_of(row, setting.facts(), 0, **chosen)
     except (TypeError, ValueError):  # not applicable for lack of a setting
         return Recipe()
 

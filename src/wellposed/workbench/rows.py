@@ -12,6 +12,7 @@ from ..core import Method, Recipe, RecipeError, Task
 from ..core.method import default_of, fields_of
 from ..core.registry import FAMILIES, catalogue, find
 from .errors import BadInput
+from .facts import Facts
 from .protocol import BASELINE, EARLY_STOPPING
 
 
@@ -38,14 +39,12 @@ class Row:
         """The method's class."""
         return catalogue()[self.method] if self.method else None
 
-    def build(self, rows: int, classes: int | None, **chosen: Any) -> list[Method]:
-        """The methods of this row; fields named ``rows`` and ``classes`` are filled in where nobody gave them."""
+    def build(self, facts: Facts, **chosen: Any) -> list[Method]:
+        """The methods of this row; settings that are facts are filled in where nobody gave them."""
         if self.cls is None:
             return []
-        facts = {"rows": rows, "classes": classes}
-        names = {f.name for f in fields_of(self.cls)}
-        known = {k: v for k, v in facts.items() if k in names and v is not None}
-        return [self.cls(**{**known, **self.settings, **chosen})]
+        required = {f.name for f in fields_of(self.cls) if default_of(f) is dataclasses.MISSING}
+        return [self.cls(**{**facts.settings(required), **self.settings, **chosen})]
 
 
 def baseline() -> Row:
@@ -100,7 +99,7 @@ def row_id(cls: type[Method]) -> str:
     return cls.paper[0] if cls.paper and cls is sharing[0] else cls.__name__.lower()
 
 
-def not_applicable(row: Row, task: Task, rows: int) -> str | None:
+def not_applicable(row: Row, task: Task, facts: Facts) -> str | None:
     """Why the row cannot run on this task, from its declarations alone; None if nothing speaks against it."""
     cls = row.cls
     if cls is None:
@@ -110,7 +109,7 @@ def not_applicable(row: Row, task: Task, rows: int) -> str | None:
     if cls.targets is not None and task.target not in cls.targets:
         return f"works with {' or '.join(sorted(cls.targets))} targets; here they are {task.target}"
     try:
-        row.build(rows, task.classes)
+        row.build(facts)
     except TypeError as error:
         missing = re.findall(r"'(\w+)'", str(error).partition("argument")[2])
         return f"needs {' and '.join(missing)}; give {row.id}:{':'.join(f'{m}=...' for m in missing)}"
@@ -119,9 +118,9 @@ def not_applicable(row: Row, task: Task, rows: int) -> str | None:
     return None
 
 
-def recipe_of(row: Row, rows: int, classes: int | None, seed: int, **chosen: Any) -> Recipe:
+def recipe_of(row: Row, facts: Facts, seed: int, **chosen: Any) -> Recipe:
     """The recipe one run trains with."""
-    return Recipe(*row.build(rows, classes, **chosen), seed=seed)
+    return Recipe(*row.build(facts, **chosen), seed=seed)
 
 
 def _row(cls: type[Method], settings: dict[str, Any], tune: bool) -> Row:

@@ -16,6 +16,7 @@ from ..tasks import Classify, NextToken, Regress
 from ..tasks.classify import logits_of
 from . import metrics, models, rows
 from .data import Data, Split, load
+from .facts import Facts, feature_layer
 from .lean import LeanAdamW
 
 NOISE_SD = 0.3
@@ -54,6 +55,18 @@ class Setting:
         """The parts of one seed; the last few are kept."""
         return _split(self, seed)
 
+    def facts(self) -> Facts:
+        """What techniques may be told of data and model; the same for every seed."""
+        return _facts(self)
+
+
+@lru_cache(maxsize=2)
+def _facts(setting: Setting) -> Facts:
+    data, split = setting.load(), setting.split(0)
+    rows = len(split.x_train)
+    features = feature_layer(models.build(setting.model, data, split, 0), split.x_train[:2]) or (None, None)
+    return Facts(rows, task_of(data).classes, math.prod(split.x_train.shape[1:]), *features)
+
 
 @lru_cache(maxsize=2)
 def _load(data: str, target: str | None, task: str | None) -> Data:
@@ -83,7 +96,7 @@ def prepare(
     data, split = setting.load(), setting.split(seed)
     model = models.build(setting.model, data, split, seed)
     task = task_of(data)
-    recipe = rows.recipe_of(row, len(split.x_train), task.classes, seed, **chosen)
+    recipe = rows.recipe_of(row, setting.facts(), seed, **chosen)
     steps = setting.epochs * batches_per_epoch(len(split.x_train), setting.batch_size)
     recipe.attach(model, task, steps=steps)
     optimizer = LeanAdamW(model.parameters(), lr=setting.lr)
