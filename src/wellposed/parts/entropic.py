@@ -140,7 +140,7 @@ def newton(problem: Entropic, f: Tensor, tol: float, steps: int, thin: Thin | No
         error = problem.error(plan)
         used = plan if thin is None else thin(plan, error)
         kept = max(kept, float(used.count_nonzero()) / used.numel())
-        direction = problem.epsilon * _solve(used, rows, problem.a - rows, problem.b)
+        direction = problem.epsilon * newton_direction(used, rows, problem.a - rows, problem.b)
         slope = (direction * (problem.a - rows)).sum(-1)
         value = (f * problem.a).sum(-1) + (g * problem.b).sum(-1)
         slack = 64 * torch.finfo(f.dtype).eps * (f.abs().amax(-1) + g.abs().amax(-1))  # what rounding does to the value
@@ -164,7 +164,7 @@ def newton(problem: Entropic, f: Tensor, tol: float, steps: int, thin: Thin | No
     return Solved(f, g, plan, tuple(errors), evaluations, kept)
 
 
-def _solve(plan: Tensor, rows: Tensor, rhs: Tensor, b: Tensor) -> Tensor:
+def newton_direction(plan: Tensor, rows: Tensor, rhs: Tensor, b: Tensor) -> Tensor:
     """x with (diag(rows) - P diag(1/b) P^T) x = rhs, up to a constant; P may have lost entries.
 
     Scaled by the square roots of the rows the matrix has eigenvalues in [0, 1], its null vector is known, and what is

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .entropic import Entropic, entropic, newton
+from .envelope import transport_value
 
 __all__ = ["Coupling", "NotConverged", "sinkhorn"]
 
@@ -109,29 +108,9 @@ def coupled(
             "allow more of them, or a larger tol or epsilon; check=False returns the coupling as it is"
         )
     weights = (problem.a if a is None else a, problem.b if b is None else b)
-    kept = plan.to(cost.dtype)
-    value: Tensor = _Value.apply(cost, *weights, problem, f, g, kept)  # type: ignore[no-untyped-call]
-    return Coupling(value, kept, f, g, error, converged, sweeps, steps)
-
-
-class _Value(torch.autograd.Function):
-    """<f, a> + <g, b>, the dual at its maximum: f and g count as constants there (envelope theorem)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, cost: Tensor, a: Tensor, b: Tensor, problem: Entropic, f: Tensor, g: Tensor, plan: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(f, g, plan)
-        ctx.like = a, b
-        return ((f * problem.a).sum(-1) + (g * problem.b).sum(-1)).to(cost.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        f, g, plan = ctx.saved_tensors
-        out = grads[0].unsqueeze(-1)
-        by = [(out * p).sum_to_size(w.shape).to(w.dtype) for p, w in zip((f, g), ctx.like, strict=True)]
-        return out.unsqueeze(-1) * plan, *by, None, None, None, None
+    dual = (f * problem.a).sum(-1) + (g * problem.b).sum(-1)
+    value = transport_value(dual, cost, *weights, plan, f, g)
+    return Coupling(value, plan.to(cost.dtype), f, g, error, converged, sweeps, steps)
 
 
 def _solve(problem: Entropic, tol: float, budget: int, steps: int) -> tuple[Tensor, Tensor, Tensor, int, int]:

@@ -38,7 +38,7 @@ CLAIM = Claim(
     run=run,
     mutation=Mutation(
         words="the Newton direction times 0",
-        target="wellposed.parts.entropic:_solve",
+        target="wellposed.parts.entropic:newton_direction",
         by=zero,
     ),
 )
