@@ -53,7 +53,7 @@ def feature_layer(model: nn.Module, x: Tensor) -> tuple[str, int] | None:
             if isinstance(module, nn.Linear):
                 heads.append((name, module, args[0]))
             if isinstance(output, Tensor):
-                outputs.setdefault(id(output), (name, output))
+                outputs[id(output)] = name, output  # the last to hand it on: dropout does, when it is off
 
         return hook
 
