@@ -199,6 +199,15 @@ def test_every_value_is_drawn(kind: str) -> None:
     assert plot(changed) != plot(record(kind))
 
 
+def test_the_names_of_many_series_stay_inside() -> None:
+    found = record("curve")
+    for part in ("seeds", "mean"):
+        found["curve"][part] = {f"series {i}": found["curve"][part]["test"] for i in range(5)}
+    lines = re.findall(r'y="([-.\d]+)"[^>]*>series \d<', plot(found))
+    assert len(lines) == 5
+    assert min(map(float, lines)) >= 10  # the height of a letter
+
+
 def test_what_failed_looks_different() -> None:
     passed, failed = (plot(record("paired") | {"verdict": verdict}) for verdict in ("PASS", "FAIL"))
     assert "var(--better)" in passed

@@ -141,9 +141,10 @@ def _powers(axes: Any, low: float, high: float) -> None:
 
 def curve(found: Evidence) -> Canvas:
     """Every series over the swept variable, seeds faint and the mean strong; below the number that is judged."""
-    canvas = _canvas(264)
-    axes = canvas.axes(48, 22, 14, 118)
     recorded = found["curve"]
+    more = 15 * ((len(recorded["seeds"]) - 1) // 2)  # rows of the legend beyond the first, two series each
+    canvas = _canvas(264 + more)
+    axes = canvas.axes(48, 22 + more, 14, 118)
     x, tones = recorded["x"], ("tied", "worse", "better", "extra", "reference", "muted")
     dashes = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
     wide = min(x) > 0 and max(x) / min(x) > 30
@@ -173,7 +174,7 @@ def curve(found: Evidence) -> Canvas:
         labelcolor=C["ink"], handlelength=1.8, borderaxespad=0, columnspacing=1,
     )  # fmt: skip
     legend.set_in_layout(False)
-    strip = canvas.axes(48, 196, 14, 34)
+    strip = canvas.axes(48, 196 + more, 14, 34)
     _judged(strip, found, [0.6] * len(found["differences"]), 0)
     strip.set_ylim(-0.6, 1)
     _label(strip, canvas, f"{found['quantity']}, dashed: margin", 52)
