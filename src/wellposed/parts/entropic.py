@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,15 +44,19 @@ class Entropic:
         """The same problem with more or less entropy."""
         return replace(self, epsilon=epsilon)
 
+    @cached_property
+    def scaled(self) -> Tensor:
+        """The cost in units of epsilon."""
+        return self.cost / self.epsilon.unsqueeze(-1)
+
     def plan(self, f: Tensor, g: Tensor) -> Tensor:
         """The coupling of two potentials; its marginals are right only where the potentials are."""
-        scaled = (f.unsqueeze(-1) + g.unsqueeze(-2) - self.cost).div_(self.epsilon.unsqueeze(-1)).exp_()
-        return scaled.mul_(self.a.unsqueeze(-1)).mul_(self.b.unsqueeze(-2))
+        rows, columns = f / self.epsilon + self.a.log(), g / self.epsilon + self.b.log()
+        return (rows.unsqueeze(-1) + columns.unsqueeze(-2)).sub_(self.scaled).exp_()
 
     def columns(self, f: Tensor) -> tuple[Tensor, Tensor]:
         """The g that meets the column marginals given f, and the plan of both."""
-        log_a = self.a.log() + f / self.epsilon
-        z = log_a.unsqueeze(-1) - self.cost / self.epsilon.unsqueeze(-1)
+        z = (f / self.epsilon + self.a.log()).unsqueeze(-1) - self.scaled
         top = z.amax(-2, keepdim=True)
         e = z.sub_(top).exp_()
         total = e.sum(-2, keepdim=True)
@@ -61,10 +66,10 @@ class Entropic:
     def hard(self, f: Tensor) -> tuple[Tensor, Tensor]:
         """Potentials of the limit epsilon -> 0 nearest to f: every row and column of their plan has an entry a_i b_j.
 
-        A start from which the scaling vectors stay in range whatever epsilon is.
+        A start from which the scaling vectors stay in range whatever epsilon is. What has no weight has no say.
         """
-        g = (self.cost - f.unsqueeze(-1)).masked_fill(self.a.eq(0).unsqueeze(-1), torch.inf).amin(-2)
-        return (self.cost - g.unsqueeze(-2)).masked_fill(self.b.eq(0).unsqueeze(-2), torch.inf).amin(-1), g
+        g = (self.cost - f.where(self.a > 0, -torch.inf).unsqueeze(-1)).amin(-2)
+        return (self.cost - g.where(self.b > 0, -torch.inf).unsqueeze(-2)).amin(-1), g
 
     def error(self, plan: Tensor) -> Tensor:
         """Sum of both marginals' absolute errors, (...)."""

@@ -18,7 +18,7 @@ from .envelope import transport_value
 
 __all__ = ["Coupling", "NotConverged", "sinkhorn"]
 
-BLOCK = 10  # sweeps between looks at the error
+BLOCK = 5  # sweeps between looks at the error
 RANGE = 50.0  # logarithm of a scaling at which it is absorbed
 START, STAGE = 64.0, 4.0  # range of costs over the first epsilon, and the ratio of successive ones, on the way down
 NEAR = 0.1  # marginal error below which over-relaxation is safe

@@ -145,8 +145,8 @@ def entropic_map(
 
     Reference:
         Cuturi, Klein, Ablin 2023, Monge, Bregman and Occam: Interpretable Optimal Transport in High-Dimensions with
-        Feature-Sparse Maps, arXiv 2302.04065 (not 2302.04953, which is the Monge gap), equations 8 to 14. The vanishing
-        threshold's tau takes |z|, without which it is not even.
+        Feature-Sparse Maps, arXiv 2302.04065 (not 2302.04953, which is the Monge gap). The vanishing threshold's
+        tau takes |z|, without which it is not even. Their third regulariser, the k-overlap norm, is not here.
 
     Args:
         x: sample of the source (n, d).

@@ -92,8 +92,8 @@ def monge_gap(
         An entropic transport problem of n x n costs; the gradient needs no more (envelope theorem).
 
     Reference:
-        Uscidda, Cuturi 2023, The Monge Gap: A Regularizer to Learn All Transport Maps, arXiv 2302.04953, equations 6
-        to 8.
+        Uscidda, Cuturi 2023, The Monge Gap: A Regularizer to Learn All Transport Maps, arXiv 2302.04953; its
+        estimator from samples.
 
     Args:
         x: points (..., n, d).

@@ -102,8 +102,8 @@ def sparse_ot(
         A top-k of n scores for each of m columns, for every evaluation; some tens to hundreds of evaluations.
 
     Reference:
-        Liu, Puigcerver, Blondel 2023, Sparsity-Constrained Optimal Transport, arXiv 2209.15466, equation 12 and
-        table 1. For k = 1 the semi-dual's maximum is that of the linear program plus gamma/2 times the sum of b^2.
+        Liu, Puigcerver, Blondel 2023, Sparsity-Constrained Optimal Transport, arXiv 2209.15466, the semi-dual with the
+        squared 2-norm. For k = 1 its maximum is that of the linear program plus gamma/2 times the sum of b^2.
 
     Args:
         cost: (..., n, m), finite.
