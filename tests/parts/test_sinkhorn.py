@@ -150,6 +150,19 @@ def test_what_did_not_converge_says_so() -> None:
     assert one.converged.tolist() == [False, True]
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_converges_on_uneven_weights_ties_and_tiny_epsilons(seed: int) -> None:
+    cost = torch.randint(0, 3, (18, 14), generator=torch.Generator().manual_seed(seed)).double()
+    if seed % 2:
+        cost = rand(18, 14, seed=seed).exp().square()
+    a, b = rand(18, seed=seed + 50).pow(4), rand(14, seed=seed + 90).pow(4)
+    a[seed] = 0
+    for epsilon in (1e-1, 1e-3, 1e-4):
+        found = sinkhorn(cost, a / a.sum(), b / b.sum(), epsilon=epsilon * float(cost.mean()), tol=1e-8)
+        assert found.f.isfinite().all()
+        assert found.plan.isfinite().all()
+
+
 @pytest.mark.parametrize("epsilon", [0.3, 0.01])
 def test_newton_has_the_gradient_and_hessian_of_the_semi_dual(epsilon: float) -> None:
     """Gradient a - P 1, Hessian -(diag(P 1) - P diag(1/b) P^T) / epsilon, by automatic differentiation."""
@@ -176,6 +189,7 @@ def test_newton_has_the_gradient_and_hessian_of_the_semi_dual(epsilon: float) ->
         ({"cost": torch.ones(3, 0)}, "cost must be a floating-point matrix"),
         ({"cost": torch.full((2, 2), torch.inf)}, "cost must be finite"),
         ({"epsilon": 0.0}, "epsilon must be above 0, got 0"),
+        ({"epsilon": torch.ones(2)}, r"epsilon must be a number, or one for each problem: \(\), got \(2,\)"),
         ({"a": torch.ones(4)}, r"weights a must be \(3,\) or \(3,\), got \(4,\)"),
         ({"b": torch.tensor([0.5, 0.6, -0.1])}, "weights b must be at least 0 and sum to 1"),
         ({"a": torch.ones(3)}, "weights a must be at least 0 and sum to 1"),

@@ -86,7 +86,12 @@ def entropic(cost: Tensor, a: Tensor | None, b: Tensor | None, epsilon: float | 
         raise ValueError(f"the cost must be a floating-point matrix (..., n, m), got {cost.dtype} {tuple(cost.shape)}")
     wide = torch.float32 if cost.device.type == "mps" else torch.float64
     c = cost.detach().to(wide)
-    eps = torch.as_tensor(epsilon, dtype=wide, device=c.device).expand(c.shape[:-2]).unsqueeze(-1)
+    eps = torch.as_tensor(epsilon, dtype=wide, device=c.device)
+    if eps.shape not in ((), c.shape[:-2]):
+        raise ValueError(
+            f"epsilon must be a number, or one for each problem: {tuple(c.shape[:-2])}, got {tuple(eps.shape)}"
+        )
+    eps = eps.expand(c.shape[:-2]).unsqueeze(-1)
     if not bool(c.isfinite().all()):
         raise ValueError("the cost must be finite: give pairs that are forbidden a large cost")
     if not bool(((eps > 0) & eps.isfinite()).all()):

@@ -60,7 +60,7 @@ def sinkhorn(
     epsilon: float | Tensor,
     tol: float = 1e-6,
     sweeps: int = 10_000,
-    newton_steps: int = 50,
+    newton_steps: int = 200,
     check: bool = True,
 ) -> Coupling:
     """Entropic optimal transport: the coupling of least cost plus epsilon times its mutual information.
