@@ -72,12 +72,12 @@ def compare(
         str | None, typer.Option(help="mlp, cnn, transformer, or package.module:function. Default: by kind of data.")
     ] = None,
     methods: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Catalogue ids, class names, families or 'all', separated by commas; settings after a colon: "
-            "elr,sam:rho=0.2,smoothness."
+            "elr,sam:rho=0.2,smoothness. Default: all that the budget holds."
         ),
-    ] = "all",
+    ] = None,
     label_noise: Annotated[
         float | None, typer.Option(help="Share of training and validation labels made wrong. Default for digits: 0.4.")
     ] = None,

@@ -58,7 +58,7 @@ class MaskedModel(Task):
         ['task', 'total']
     """
 
-    reads = ("x", "y", "mask")
+    reads: tuple[str, ...] = ("x", "y", "mask")
 
     def __init__(
         self, kind: Literal["token", "real"] = "token", *, classes: int | None = None, visible: bool = False

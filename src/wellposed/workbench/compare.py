@@ -38,8 +38,8 @@ DIGITS = {"train_size": 600, "label_noise": 0.4}
 """The default scenario: 600 scans, 40 % of the labels wrong (see docs/compare.md)."""
 CONTENTION = 1.4
 """How much slower a run gets when every core has one."""
-
-
+FEWEST = 12
+"""Techniques that stay in the default comparison however small the budget is."""
 START = 5.0
 """Seconds until the worker processes are up."""
 
@@ -52,7 +52,7 @@ class Request:
     target: str | None = None
     task: str | None = None
     model: str | None = None
-    methods: str = "all"
+    methods: str | None = None
     label_noise: float | None = None
     train_size: int | None = None
     corrupt: str | None = None
@@ -85,7 +85,7 @@ def compare(request: Request, console: Console) -> tuple[dict[str, Any], Path]:
     started, begin = datetime.now(UTC), time.perf_counter()
     torch.set_num_threads(1)  # small models: processes pay, threads do not
     setting = settle(request)
-    wanted = rows.parse(request.methods, request.tune)
+    wanted = rows.parse(request.methods or "all", request.tune)
     jobs = request.jobs if request.jobs is not None else min(len(os.sched_getaffinity(0)), 8)
     if jobs < 1:
         raise BadInput(f"--jobs must be at least 1, got {jobs}")
@@ -96,16 +96,24 @@ def compare(request: Request, console: Console) -> tuple[dict[str, Any], Path]:
 
     data, split = setting.load(), setting.split(0)
     steps = setting.epochs * trial.batches_per_epoch(len(split.x_train), setting.batch_size)
-    with console.status("dry run: a few steps of every row"):
-        costs, reasons = dry_runs(setting, wanted)
-    spent = time.perf_counter() - begin + START
-    left = None if budget is None else max(1.0, budget - spent)
-    plan = make_plan(request, setting, wanted, costs, reasons, steps, left, jobs)
-    store = Store(folder)  # from here on files are written
-    announce(console, plan, data, split, setting, folder)
-
     code, versions = code_hash(Path(__file__).parents[1]), versions_of()
     own = {spec: source_hash(spec) for spec in (setting.data, setting.model) if spec and is_factory(spec)}
+    asked = {"methods": request.methods, "tune": request.tune, "seeds": request.seeds, "budget": budget}
+    frozen = Run(code, {"plan": asked, "setting": asdict(setting), "own": own}, data.fingerprint, 0, versions)
+    known = Store(folder).get(frozen) if (folder / "runs").is_dir() else None
+    if known is None:
+        with console.status("dry run: a few steps of every row"):
+            costs, reasons = dry_runs(setting, wanted)
+        spent = time.perf_counter() - begin + START
+        left = None if budget is None else max(1.0, budget - spent)
+        known = {"costs": costs, "reasons": reasons, "left": left, "jobs": jobs}
+    costs, reasons, left = known["costs"], known["reasons"], known["left"]
+    planned = partial(make_plan, request, setting, wanted, costs, steps=steps, budget=left, jobs=known["jobs"])
+    plan = planned(reasons) if request.methods else fitted(planned, costs, reasons)
+    store = Store(folder)  # from here on files are written
+    store.put(frozen, known)  # a plan rests on measured times: taken up again it must be the same
+    announce(console, plan, data, split, setting, folder)
+
     table = {row.id: row for row in (rows.baseline(), *wanted)}
 
     def spec_of(j: protocol.Job) -> dict[str, Any]:
@@ -203,6 +211,7 @@ def make_plan(
     wanted: list[rows.Row],
     costs: dict[str, dict[str, Any]],
     reasons: dict[str, str],
+    *,
     steps: int,
     budget: float | None,
     jobs: int,
@@ -224,6 +233,19 @@ def make_plan(
         direction=metrics.METRICS[setting.load().task][setting.metric],  # type: ignore[arg-type]
         worth=request.worth,
     )
+
+
+def fitted(
+    planned: Callable[[dict[str, str]], protocol.Plan], costs: dict[str, dict[str, Any]], reasons: dict[str, str]
+) -> protocol.Plan:
+    """The plan of what the budget holds: where even the quickest race needs longer, the dearest techniques stay out."""
+    plan, out = planned(reasons), dict(reasons)
+    while plan.over_budget and len(plan.rows) > FEWEST:
+        dearest = max(plan.rows, key=lambda row: costs[row.id]["time"]).id
+        times = costs[dearest]["time"]
+        out[dearest] = f"a step takes {times:.1f} times a plain one, too long for the budget; --methods all takes it in"
+        plan = planned(out)
+    return plan
 
 
 def scores_of(found: dict[str, Any], metric: str) -> dict[str, Any]:

@@ -95,6 +95,7 @@ class Plan:
     worth: float | None
     race_on: str
     note: str = ""  # a sentence when the plan does not fit the budget, or cannot decide
+    over_budget: bool = False
 
     def setting(self, job: Job) -> Mapping[str, Any]:
         """The candidate setting that a job trains with."""
@@ -213,6 +214,7 @@ def make_plan(
         worth=worth,
         race_on=race_on,
         note=note,
+        over_budget=budget_seconds is not None and needed > budget_seconds,
     )
 
 

@@ -24,7 +24,7 @@ def late_accuracy(seed: int, *methods: Method) -> dict[str, float]:
     for _ in range(TASKS):
         y = torch.randint(10, (ROWS,), generator=g)
         for _ in range(STEPS * BATCH // ROWS):
-            for rows in torch.randperm(ROWS, generator=g).split(BATCH):
+            for rows in torch.split(torch.randperm(ROWS, generator=g), BATCH):
                 recipe.step({"x": x[rows], "y": y[rows]}, optimizer)
         with torch.no_grad():
             found.append(accuracy(model(x), y))
