@@ -75,7 +75,8 @@ def compare(
         str | None,
         typer.Option(
             help="Catalogue ids, class names, families or 'all', separated by commas; settings after a colon: "
-            "elr,sam:rho=0.2,smoothness. Default: all that the budget holds."
+            "elr,sam:rho=0.2,smoothness. Default: those against overfitting, wrong or few labels, if the budget "
+            "holds them."
         ),
     ] = None,
     label_noise: Annotated[

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from wellposed.workbench import compare, protocol
+from wellposed.workbench import compare, protocol, rows
 
 
 def costs_of(n: int) -> dict[str, dict[str, Any]]:
@@ -31,6 +31,14 @@ def test_the_dearest_techniques_stay_out_until_the_budget_holds_the_rest(budget:
     if left < 40:
         assert "a step takes 40.0 times a plain one" in plan.not_applicable[-1].why_not
         assert "--methods all" in plan.not_applicable[-1].why_not
+
+
+def test_the_default_is_what_the_scores_show() -> None:
+    default = {row.id for row in rows.parse("default")}
+    everything = {row.id for row in rows.parse("all")}
+    assert default < everything
+    assert default >= {"elr", "sam", "vat", "dropout", "l2", "labelsmoothing"}  # and the plain yardsticks
+    assert not default & {"splade", "sorsa", "upgrad", "lwf"}  # size, fine-tuning, several losses, forgetting
 
 
 def test_a_plan_taken_up_again_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,9 @@ Rules: every seed is shared by all rows (split, initialisation, batches). If eve
 train on the same 10 seeds. Otherwise rows race at full training length on 2, 4 and 8 seeds, the lower half leaving each
 time, and the last 3 are confirmed on 10 seeds never used before; gains are quoted from those, which removes the
 winner's curse. Validation scores choose candidate settings and the rows that stay in the race; test scores only judge.
-Settings are chosen before the race where the budget allows it, else for those that stay after its first round, or the
-second, or the third; until then rows run with the published ones. Where that is still too much the first cut is made
-after one seed.
+Settings are chosen before the race, on its first seed. Where the budget does not allow that, the first cut is made
+after one seed; and if need be, settings are chosen only for those that stay after the first round, or a later one, and
+until then rows run with the published ones.
 """
 
 from __future__ import annotations
@@ -164,6 +164,9 @@ def make_plan(
     race: tuple[int, ...] = RACE
     tune_after = 0
     if seeds is None and budget_seconds is not None and seconds(tuning + total) > budget_seconds:
+        # The race's first seeds choose, too, so that the runs of the published settings are its own.
+        more_runs = tuning_runs - tuning_seeds * len(tuned)
+        more = tuning - tuning_seeds * sum(costs[row.id] for row in tuned)
         average = sum(costs[row.id] for row in techniques) / len(techniques)  # who survives is not known yet
         for race, tune_after in _races(len(techniques), bool(tuned)):
             share = _left(len(techniques), race)[tune_after] / len(techniques)
@@ -172,11 +175,11 @@ def make_plan(
             if raced >= total:
                 continue
             protocol, best = "race", (race, tune_after, share, race_baseline + race_rows, raced)
-            if seconds(share * tuning + raced) <= budget_seconds:
+            if seconds(share * more + raced) <= budget_seconds:
                 break
         if protocol == "race":
             race, tune_after, share, runs, total = best
-            tuning_runs, tuning = round(share * tuning_runs), share * tuning
+            tuning_runs, tuning = round(share * more_runs), share * more
 
     note = ""
     needed = seconds(tuning + total)
@@ -203,7 +206,7 @@ def make_plan(
         not_applicable=tuple(row for row in rows if row.why_not),
         seeds=judged if protocol == "all" else block(1, sum(race)),
         confirm_seeds=() if protocol == "all" else judged,
-        tuning_seeds=block(2, tuning_seeds) if tuned else (),
+        tuning_seeds=block(1 if protocol == "race" else 2, tuning_seeds) if tuned else (),
         runs=runs + tuning_runs,
         tuning_runs=tuning_runs,
         race=race,
@@ -260,10 +263,8 @@ def _left(rows: int, race: Sequence[int]) -> list[int]:
 
 def _races(rows: int, tuned: bool) -> Iterator[tuple[tuple[int, ...], int]]:
     """Races, and after how many of their rounds settings are chosen, from the most thorough to the quickest."""
-    rounds = len(_left(rows, RACE))
-    for after in range(rounds if tuned else 1):
-        yield RACE, after
-    for after in range(1, len(_left(rows, QUICK_RACE)) if tuned else min(2, rounds)):
+    yield RACE, 0
+    for after in range(len(_left(rows, QUICK_RACE)) if tuned else 1):
         yield QUICK_RACE, after
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ..core import Method, Recipe, RecipeError, Task
 from ..core.method import default_of, fields_of
 from ..core.registry import FAMILIES, catalogue, find
+from ..papers import papers
 from .errors import BadInput
 from .facts import Facts
 from .protocol import BASELINE, EARLY_STOPPING
@@ -52,8 +53,21 @@ def baseline() -> Row:
     return Row(BASELINE)
 
 
+AGAINST = ("overfits", "wrong-labels", "few-labels", "over-confident", "generalization")
+"""Symptoms that the scores of a comparison show; see ``wellposed.papers.symptoms``."""
+
+
+def is_default(cls: type[Method]) -> bool:
+    """Whether the technique belongs to a comparison for which nobody named any.
+
+    Those do whose paper is about one of ``AGAINST``, and the plain yardsticks, which cite none. What makes models
+    small, keeps them learning or defends them would have to be measured otherwise.
+    """
+    return not cls.paper or any(set(papers()[id]["symptoms"]) & set(AGAINST) for id in cls.paper)
+
+
 def parse(text: str, tune: bool = True) -> list[Row]:
-    """Rows from ``--methods``: names, ids, families or ``all``, separated by commas; parameters after a colon.
+    """Rows from ``--methods``: names, ids, families, ``default`` or ``all``, separated by commas; parameters follow.
 
     ``elr,SAM:rho=0.2:adaptive=True,smoothness``. What the user fixes is not tuned.
 
@@ -65,12 +79,12 @@ def parse(text: str, tune: bool = True) -> list[Row]:
         if not part:
             continue
         name, *settings = part.split(":")
-        if name.lower() == "all" or name.lower() in FAMILIES:
+        if name.lower() in ("all", "default") or name.lower() in FAMILIES:
             if settings:
                 raise BadInput(f"'{part}': parameters belong to one method, not to a family")
-            found = [
-                c for c in catalogue().values() if c.family == name.lower() or (name == "all" and c.family != "user")
-            ]
+            family = name.lower()
+            known = [c for c in catalogue().values() if c.family != "user"]
+            found = [c for c in known if family in ("all", c.family) or (family == "default" and is_default(c))]
             if not found:
                 raise BadInput(f"the family '{name}' has no methods yet")
             new = [_row(cls, {}, tune) for cls in found]
