@@ -69,8 +69,8 @@ class BatchStyles(Method, paper="batch-styles-standardization"):
         keeps its phases and its high frequencies. The share of frequencies is drawn from [low, high], by area.
 
     Formula:
-        x_i' = \mathcal{F}^{-1} \left( \left[ (1 - M_r) |\mathcal{F} x_i| + M_r |\mathcal{F} x_j| \right]
-        e^{\mathrm{i} \arg \mathcal{F} x_i} \right), \qquad r \sim U(r_{\min}, r_{\max})
+        x_i' = \mathcal{F}^{-1} \left( [ (1 - M_r) |\mathcal{F} x_i| + M_r |\mathcal{F} x_j| ] e^{\mathrm{i} \arg \mathcal{F} x_i} \right)
+        r \sim U(r_{\min}, r_{\max})
 
     Helps:
         Representations for domains that were never seen, from unlabelled images of several: what tells domains apart
