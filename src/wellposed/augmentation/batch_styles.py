@@ -69,7 +69,8 @@ class BatchStyles(Method, paper="batch-styles-standardization"):
         keeps its phases and its high frequencies. The share of frequencies is drawn from [low, high], by area.
 
     Formula:
-        x_i' = \mathcal{F}^{-1} \left( [ (1 - M_r) |\mathcal{F} x_i| + M_r |\mathcal{F} x_j| ] e^{\mathrm{i} \arg \mathcal{F} x_i} \right)
+        x_i' = \mathcal{F}^{-1} \left( A_i \, e^{\mathrm{i} \arg \mathcal{F} x_i} \right)
+        A_i = (1 - M_r) |\mathcal{F} x_i| + M_r |\mathcal{F} x_j|
         r \sim U(r_{\min}, r_{\max})
 
     Helps:
