@@ -36,6 +36,7 @@ def worker(rank: int, port: int, folder: str, names: list[str]) -> None:
             other = t.weights().clone()
             dist.broadcast(other, 0)
             assert torch.equal(other, t.weights()), f"{name}: the ranks drifted apart"
+    dist.barrier()  # a rank that leaves early takes the others' connections with it
     dist.destroy_process_group()
 
 

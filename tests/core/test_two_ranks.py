@@ -158,6 +158,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     for case in CASES:
         torch.save(case(rank), Path(folder) / f"{case.__name__}.{rank}.pt")
+    dist.barrier()  # a rank that leaves early takes the others' connections with it
     dist.destroy_process_group()
 
 

@@ -49,6 +49,7 @@ def worker(rank: int, port: int, folder: str) -> None:
         found = trained(criterion, rank)
         if rank == 0:
             torch.save(found, Path(folder) / name)
+    dist.barrier()  # a rank that leaves early takes the others' connections with it
     dist.destroy_process_group()
 
 

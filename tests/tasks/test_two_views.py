@@ -105,6 +105,7 @@ def worker(rank: int, port: int, file: str) -> None:
     found = trained(DistributedDataParallel(model), {k: v.chunk(2)[rank] for k, v in batch.items()})
     if rank == 0:
         torch.save(found, file)
+    dist.barrier()  # a rank that leaves early takes the others' connections with it
     dist.destroy_process_group()
 
 

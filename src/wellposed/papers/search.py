@@ -109,14 +109,14 @@ def _words(text: str) -> list[str]:
 
 
 def _terms(text: str) -> list[str]:
-    """Terms of the query, quoted: words that carry meaning, ``2:4`` as a phrase, and all of it as a phrase."""
+    """Terms of the query, quoted: words that carry meaning, ``2:4`` as a phrase, and all of it as a phrase, with and
+    without the words between."""
     chunks = [words for chunk in text.split() if (words := _words(chunk))][:WORDS]
     telling = [words for words in chunks if words != [words[0]] or words[0] not in STOP] or chunks
     if any(re.fullmatch(r"\d+:\d+", chunk) for chunk in text.split()):
         telling.append(["n", "m"])  # the general name of 2:4, 1:4 ...
     phrases = [" ".join(words) for words in telling]
-    if len(chunks) > 1:
-        phrases.append(" ".join(w for words in chunks for w in words))
+    phrases += [" ".join(w for words in whole for w in words) for whole in (chunks, telling) if len(whole) > 1]
     return [f'"{_spelled(phrase)}"' for phrase in dict.fromkeys(phrases)]
 
 

@@ -110,8 +110,8 @@ def _assign(gains: Tensor) -> Tensor:
     return torch.as_tensor(linear_sum_assignment(gains.double().cpu().numpy(), maximize=True)[1])
 
 
-@torch.no_grad()
 @implements("git-re-basin")
+@torch.no_grad()
 def weight_matching(
     spec: PermutationSpec,
     a: State,
