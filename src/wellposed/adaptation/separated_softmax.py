@@ -67,6 +67,7 @@ class SeparatedSoftmax(Method):
     """
 
     reads = ("y", "logits")
+    pretrained = True  # task after task
     replaces = True
     targets = frozenset({"class"})
     null = {"splits": ()}
