@@ -1,31 +1,12 @@
-"""The model as it was before it learns something new: a frozen copy, and what one of its layers says."""
+"""What a layer of the model, or of the model as it was, puts out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-
-from ..core import Step
-from ..core.parallel import bare
-from ..core.task import Outputs
-
-
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode that nothing trains."""
-    return deepcopy(bare(model)).eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def said(step: Step, previous: nn.Module) -> Outputs:
-    """What the copy says of this batch, in eval mode whatever mode the recipe was put in."""
-    if previous.training:
-        previous.eval()
-    return step.forward(previous)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ..core import Method, Step, Task, knob
 from ..core.schedules import Scalar
-from ._previous import frozen_copy, listening, said, tensor_of
+from ..parts.teacher import frozen_copy, said
+from ._previous import listening, tensor_of
 
 __all__ = ["FeatureDistillation"]
 

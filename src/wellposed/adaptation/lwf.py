@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..core import Method, Step, Task, knob
 from ..core.schedules import Scalar
 from ..objectives.distillation import softened_loss
-from ._previous import frozen_copy, said
+from ..parts.teacher import frozen_copy, said
 
 __all__ = ["LwF"]
 

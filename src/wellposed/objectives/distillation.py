@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Method, Step, Task, knob
-from ..core.parallel import bare
 from ..core.schedules import Scalar
+from ..parts.teacher import frozen_copy, said
 
 __all__ = ["TTM", "KnowledgeDistillation", "power_entropy", "softened_loss", "ttm_loss"]
 
@@ -73,16 +72,10 @@ def _divergence(p: Tensor, q: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(-1)
 
 
-def _frozen(teacher: nn.Module) -> nn.Module:
-    return deepcopy(bare(teacher)).eval().requires_grad_(False)
-
-
 @torch.no_grad()
 def _taught(step: Step, teacher: nn.Module) -> Tensor:
-    """The teacher's logits of this batch, in eval mode whatever mode the recipe was put in."""
-    if teacher.training:
-        teacher.eval()
-    logits: Tensor = step.forward(teacher)["logits"]
+    """The teacher's logits of this batch."""
+    logits: Tensor = said(step, teacher)["logits"]
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -139,10 +132,10 @@ class TTM(Method, paper="ttm-wttm"):
 
     def check(self) -> None:
         if self.teacher is not None:
-            self.teacher = _frozen(self.teacher)
+            self.teacher = frozen_copy(self.teacher)
 
     def setup(self, model: nn.Module, task: Task) -> None:
-        self.tutor = (_frozen(model) if self.teacher is None else self.teacher).to(next(model.parameters()).device)
+        self.tutor = (frozen_copy(model) if self.teacher is None else self.teacher).to(next(model.parameters()).device)
 
     def teardown(self, model: nn.Module) -> None:
         self._modules.pop("tutor", None)
@@ -197,10 +190,10 @@ class KnowledgeDistillation(Method):
 
     def check(self) -> None:
         if self.teacher is not None:
-            self.teacher = _frozen(self.teacher)
+            self.teacher = frozen_copy(self.teacher)
 
     def setup(self, model: nn.Module, task: Task) -> None:
-        self.tutor = (_frozen(model) if self.teacher is None else self.teacher).to(next(model.parameters()).device)
+        self.tutor = (frozen_copy(model) if self.teacher is None else self.teacher).to(next(model.parameters()).device)
 
     def teardown(self, model: nn.Module) -> None:
         self._modules.pop("tutor", None)
