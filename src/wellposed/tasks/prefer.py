@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.task import Batch, Outputs, Task
-from ..parts.teacher import frozen_copy
 from .classify import logits_of
 from .targets import cross_entropy
 
@@ -87,6 +86,8 @@ class Prefer(Task):
         if reference is not None and reference_free:
             raise ValueError("Prefer: give a reference or reference_free=True, not both")
         self.beta, self.label_smoothing, self.reference_free = beta, label_smoothing, reference_free
+        from ..parts.teacher import frozen_copy  # importing wellposed loads the core and the tasks only
+
         self.reference = None if reference is None else frozen_copy(reference)
         given = ("reference_chosen", "reference_rejected") if reference is None and not reference_free else ()
         self.reads = ("chosen", "rejected", "chosen_mask", "rejected_mask", *given)
