@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from wellposed.parts.masks import (
     Masked,
     bake,
-    cubic_rise,
     flip_rate,
     global_magnitude_mask,
     nm_mask,
@@ -67,11 +66,6 @@ def test_ternary_and_flips() -> None:
     scores = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])
     assert ternary(scores, 1.0).tolist() == [-1, 0, 0, 0, 1]
     assert flip_rate(scores > 0, scores > 1) == pytest.approx(1 / 5)
-
-
-def test_cubic_rise() -> None:
-    assert [cubic_rise(t, 0.8, 0.2, 0.6) for t in (0.0, 0.2, 0.6, 1.0)] == [0.0, 0.0, 0.8, 0.8]
-    assert cubic_rise(0.4, 0.8, 0.2, 0.6) == pytest.approx(0.8 * (1 - 0.125))
 
 
 def test_masks_on_layers_and_off_again() -> None:

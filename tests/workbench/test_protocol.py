@@ -443,6 +443,14 @@ def test_settings_are_chosen_as_early_as_the_budget_allows(seconds: float, race:
     assert plan.runs == (112 if race == THOROUGH else 76) + plan.tuning_runs
 
 
+def test_where_no_race_is_shorter_the_plan_speaks_of_none() -> None:
+    settings = ({"s": 1}, {"s": 2})
+    costs = {BASELINE: 1000.0, **dict.fromkeys(ids(4), 1.0)}  # a race asks more of the baseline than ten seeds for all
+    plan = make_plan([Row(id, settings) for id in ids(4)], costs, budget_seconds=1)
+    assert (plan.protocol, plan.race, plan.tune_after, plan.over_budget) == ("all", (2, 2, 4), 0, True)
+    assert "round" not in plan.summary()
+
+
 def race_with_settings(seconds: float) -> Plan:
     n, settings = 16, tuple({"s": s} for s in (1, 2, 3))
     costs = dict.fromkeys([BASELINE, *ids(n)], 1.0)

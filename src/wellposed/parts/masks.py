@@ -12,7 +12,6 @@ from torch.nn.utils import parametrize
 __all__ = [
     "Masked",
     "bake",
-    "cubic_rise",
     "flip_rate",
     "global_magnitude_mask",
     "nm_mask",
@@ -97,15 +96,6 @@ def ternary(scores: Tensor, threshold: float | Tensor) -> Tensor:
 def flip_rate(before: Tensor, after: Tensor) -> Tensor:
     """Share of entries in which two masks differ, a scalar: how restless a mask is."""
     return (before != after).float().mean()
-
-
-def cubic_rise(progress: float, final: float, begin: float = 0.0, end: float = 1.0) -> float:
-    """Sparsity of gradual pruning: 0 until ``begin``, then final * (1 - (1 - t)^3), ``final`` from ``end`` on.
-
-    Zhu, Gupta 2017 (arXiv 1710.01878), Eq. 1.
-    """
-    t = min(1.0, max(0.0, (progress - begin) / (end - begin))) if end > begin else float(progress >= end)
-    return final * (1 - (1 - t) ** 3)
 
 
 # ---- masks on layers

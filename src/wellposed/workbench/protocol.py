@@ -33,7 +33,7 @@ RACE = (2, 2, 4)  # fresh seeds of each round: 2, 4 and 8 in all
 QUICK_RACE = (1, 1, 2, 4)  # where many rows do not fit the budget otherwise: the first cut after one seed
 CONFIRMED = 3  # rows that leave the race for confirmation
 DECIDABLE = 5  # with fewer seeds 2^-n > .05: nothing can be significant
-_BLOCK = 1000  # seeds reserved for each purpose, so that purposes never share a seed whatever the plan
+_BLOCK = 1000  # seeds reserved for each purpose, so that what judges never shares a seed with what chooses
 
 Scores = Mapping[str, Any]
 """Of a run: "last", "selected" (metric on test data at that epoch), "validation" and perhaps its standard "error"."""
@@ -168,13 +168,13 @@ def make_plan(
         more_runs = tuning_runs - tuning_seeds * len(tuned)
         more = tuning - tuning_seeds * sum(costs[row.id] for row in tuned)
         average = sum(costs[row.id] for row in techniques) / len(techniques)  # who survives is not known yet
-        for race, tune_after in _races(len(techniques), bool(tuned)):
-            share = _left(len(techniques), race)[tune_after] / len(techniques)
-            race_baseline, race_rows = _race_runs(len(techniques), race)
+        for rounds, after in _races(len(techniques), bool(tuned)):
+            share = _left(len(techniques), rounds)[after] / len(techniques)
+            race_baseline, race_rows = _race_runs(len(techniques), rounds)
             raced = race_baseline * costs[BASELINE] + race_rows * average
             if raced >= total:
                 continue
-            protocol, best = "race", (race, tune_after, share, race_baseline + race_rows, raced)
+            protocol, best = "race", (rounds, after, share, race_baseline + race_rows, raced)
             if seconds(share * more + raced) <= budget_seconds:
                 break
         if protocol == "race":
