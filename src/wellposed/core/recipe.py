@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from . import attaching
 from .errors import NonFiniteError, RecipeError
 from .method import SLOTS, Method
+from .modes import evaluating
 from .parallel import bare, frozen_statistics, is_stochastic, rank, replayed, sync, world_mean, world_size
 from .step import Step
 from .task import Batch, Task, batch_size, weighted_mean
@@ -164,17 +165,13 @@ class Recipe(nn.Module):
         """Inside, the model is in eval mode and holds the weights that ``finish`` would ship."""
         self._require_attached()
         shipped, state = self._shipped(), self.bare.state_dict()
-        modes = [(m, m.training) for m in self.bare.modules()]  # a part of the model may be in eval mode for good
         kept = {k: state[k].detach().clone() for k in shipped}
         self.bare.load_state_dict(shipped, strict=False)
-        self.bare.eval()
         try:
-            with self.untapped():
+            with evaluating(self.bare), self.untapped():
                 yield self.bare
         finally:
             self.bare.load_state_dict(kept, strict=False)
-            for module, mode in modes:
-                module.training = mode
 
     def _shipped(self) -> dict[str, Tensor]:
         shipped: dict[str, Tensor] = {}
