@@ -231,6 +231,17 @@ def test_other_code_or_seeds_are_not_resumed(monkeypatch: pytest.MonkeyPatch) ->
     assert started == ["elr", "elr"]
 
 
+def test_another_command_that_finishes_first_takes_nothing_away() -> None:
+    """Two at once in one folder: the first to finish tidies up, and the other still writes down what it finished."""
+
+    def meanwhile(id: str) -> None:
+        reproduce.reproduce(["sam"], first_seed=7, work=passing)
+        assert not reproduce.KEPT.exists()
+
+    results = reproduce.reproduce(["elr"], first_seed=7, work=passing, watch=Watch(start=meanwhile))
+    assert [r.verdict for r in results] == ["PASS"]
+
+
 # ---- the command
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as stop:

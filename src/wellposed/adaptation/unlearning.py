@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core import Recipe, Task
 from ..core.citing import implements
+from ..core.modes import evaluating
 from ..core.parallel import bare
 from ..core.schedules import Constant, Steps
 from ..core.task import Batch
@@ -185,10 +186,8 @@ def best_threshold(members: Tensor, others: Tensor) -> Tensor:
 @torch.no_grad()
 def _looked_at(model: nn.Module, task: Task, batches: Iterable[Batch], name: str) -> tuple[Tensor, Tensor]:
     """Whether each sample is classified right, and the probability given to its class, (N,) each."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
     hits, confidences = [], []
-    try:
+    with evaluating(model):
         for batch in batches:
             y = batch["y"]
             if not is_class_ids(y):
@@ -197,9 +196,6 @@ def _looked_at(model: nn.Module, task: Task, batches: Iterable[Batch], name: str
             p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
             hits.append(p.argmax(-1).eq(y).flatten())
             confidences.append(p.gather(-1, y.unsqueeze(-1)).flatten())
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if not hits or not sum(map(len, hits)):
         raise ValueError(f"an unlearning report needs at least one {name} sample")
     return torch.cat(hits), torch.cat(confidences)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import implements
+from ..core.modes import evaluating
 from ..parts.attacks import Box, fgsm
 from ..workbench.metrics import accuracy, classification
 
@@ -144,13 +145,8 @@ def robustness_report(
             f"robustness_report needs floating-point inputs and as many labels, got {len(x)} inputs of {x.dtype} and "
             f"{len(y)} labels"
         )
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         return _report(model, x, y, unknown, radius, box, corruptions or corruptions_for(x), rows, seed)
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _report(

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.modes import evaluating
 from ..parts.attacks import Box, Norm, pgd, random_start
 from ..parts.curvature import gaussian, hessian, power_iteration
 from ..parts.spectra import effective_rank as effective_rank
 from ..workbench.metrics import accuracy, classification, expected_calibration_error
 
 Corruption = Callable[[Tensor, float, np.random.Generator], Tensor]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and afterwards, with all its submodules, as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.modes import evaluating
+
 Labels = Literal["sampled", "predicted"]
 
 
@@ -47,15 +49,13 @@ def fisher_diagonal(
     named = dict(params) if params is not None else {n: p for n, p in model.named_parameters() if p.requires_grad}
     weights = {n: p.detach() for n, p in named.items()}
     total = {n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in weights.items()}
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
 
     def nll(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(torch.func.functional_call(model, weights, (x[None],)), y[None])
 
     per_sample = torch.func.vmap(torch.func.grad(nll), in_dims=(None, 0, 0), randomness="different")
     count = 0
-    try:
+    with evaluating(model):
         for batch in batches:
             for x in torch.split(batch, chunk):
                 probs = F.softmax(model(x).float(), -1)
@@ -67,9 +67,6 @@ def fisher_diagonal(
                 for n, g in per_sample(weights, x, y).items():
                     total[n] += g.to(total[n].dtype).square().sum(0)
                 count += len(x)
-    finally:
-        for m, mode in modes:
-            m.training = mode
     if not count:
         raise ValueError("the Fisher information needs at least one sample")
     return {n: t / count for n, t in total.items()}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Method, RecipeError, SineStages, Step, Task, knob
+from ..core.modes import evaluating
 from ..core.schedules import Scalar
 
 __all__ = [
@@ -132,14 +133,11 @@ def activation_sparsity(
         model.get_submodule(n).register_forward_hook(lambda _module, _args, output, n=n: count(n, output))
         for n in names
     ]
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in batches:
                 model(batch["x"] if isinstance(batch, Mapping) else batch)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return {n: zeros[n].item() / sizes[n] for n in zeros}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core import implements
+from ..core.modes import evaluating
 from ..parts.curvature import twice_differentiable
-from ._evaluating import evaluating
 
 __all__ = ["GrokkingGap", "LazyScaling", "PolynomialStudent", "grokking_gap", "kernel_alignment", "polynomial_error"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core import implements
+from ..core.modes import evaluating
 from ..parts.curvature import gaussian, hessian, lanczos
-from ._evaluating import evaluating
 
 __all__ = ["TrajectoryPlane", "convexity_map", "filter_normalized_direction", "loss_surface", "trajectory_plane"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Method, Recipe, implements
+from ..core.modes import evaluating
 from ..tasks import Classify
 from ..workbench.metrics import accuracy
-from ._evaluating import evaluating
 
 __all__ = ["FiniteSampleInterpolator", "corrupt_inputs", "corrupt_labels", "epochs_to_fit", "randomization_test"]
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..core import Method, RecipeError, Task, knob
+from ..parts.masks import bake, reparametrise, unshared
 from ._layers import CONV, LINEAR, weight_layers
 
 __all__ = ["Compander", "WeightCompander", "compand", "expand"]
@@ -96,28 +97,15 @@ class WeightCompander(Method, paper="weight-compander"):
     learnable: bool = False
 
     def setup(self, model: nn.Module, task: Task) -> None:
-        uses: dict[int, int] = {}
-        for module in model.modules():
-            for p in module._parameters.values():
-                uses[id(p)] = uses.get(id(p), 0) + 1
-        layers = {name: model.get_submodule(name) for name in weight_layers(self, model, LINEAR + CONV)}
-        for name, layer in layers.items():
-            if parametrize.is_parametrized(layer, "weight"):
+        layers = weight_layers(self, model, LINEAR + CONV)
+        for name in layers:
+            if parametrize.is_parametrized(model.get_submodule(name), "weight"):
                 raise RecipeError(
                     f"WeightCompander and something before it both reparametrise 'weight' of '{name}'; keep one of them"
                 )
-        for layer in layers.values():
-            weight = layer.weight
-            assert isinstance(weight, Tensor)
-            if uses.get(id(weight), 1) == 1:
-                compander = Compander(weight, self.a, self.b, self.learnable)
-                parametrize.register_parametrization(layer, "weight", compander)
+        reparametrise(
+            model, unshared(model, layers), lambda _, weight: Compander(weight, self.a, self.b, self.learnable)
+        )
 
     def teardown(self, model: nn.Module) -> None:
-        for layer in list(model.modules()):
-            if parametrize.is_parametrized(layer, "weight"):
-                stack = layer.parametrizations["weight"]  # type: ignore[index]
-                if any(isinstance(p, Compander) for p in stack):
-                    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-                    for other in [k for k in layer._parameters if k != "weight"]:  # the weight comes first again
-                        layer._parameters[other] = layer._parameters.pop(other)
+        bake(model, Compander)

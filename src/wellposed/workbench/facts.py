@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.modes import evaluating
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -58,15 +60,12 @@ def feature_layer(model: nn.Module, x: Tensor) -> tuple[str, int] | None:
         return hook
 
     handles = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if name]
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
     try:
-        model(x)
+        with evaluating(model):
+            model(x)
     finally:
         for handle in handles:
             handle.remove()
-        for m, mode in modes:
-            m.training = mode
     if not heads or id(heads[-1][2]) not in outputs:
         return None
     name, _ = outputs[id(heads[-1][2])]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.modes import evaluating
 from .data import Data, Split
 from .data.importing import describe, resolve
 from .errors import BadInput
@@ -165,14 +166,11 @@ def _own(spec: str, data: Data, split: Split, outputs: int) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise BadInput(f"model '{spec}' returned {type(model).__name__}: it must return a torch.nn.Module")
 
-    training = model.training
-    model.eval()  # so that the trial moves no running statistics
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():  # so that the trial moves no running statistics
             out = model(split.x_train[:2])
     except Exception as error:
         raise BadInput(f"model '{spec}' fails on inputs of shape (2, {_csv(shape)}) with {describe(error)}") from error
-    model.train(training)
 
     rows = split.y_train[:2].shape
     expected = rows if data.task == "regression" else (*rows, outputs)

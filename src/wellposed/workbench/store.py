@@ -125,6 +125,7 @@ class Store:
     def _write(self, path: Path, text: str) -> None:
         temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.tmp")
         with _explained(path, "written"):
+            path.parent.mkdir(parents=True, exist_ok=True)  # whoever shares the folder may have tidied it away
             try:
                 with open(temporary, "x", encoding="utf-8") as file:
                     file.write(text)
