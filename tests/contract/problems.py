@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import wellposed as wp
 from wellposed.core.registry import catalogue
 
-ROWS, CLASSES = 12, 3
+ROWS, CLASSES, VOCABULARY = 12, 3, 7
 METHODS = [name for name, cls in catalogue().items() if cls.__module__.startswith("wellposed.")]
 
 
@@ -57,6 +57,8 @@ def build(kind: str, norm: bool) -> nn.Module:
             nn.Flatten(),
             nn.Linear(72, CLASSES),
         )
+    if kind == "preference":
+        return nn.Sequential(nn.Embedding(VOCABULARY, 8), nn.LayerNorm(8), nn.Linear(8, VOCABULARY))
     return {"rnn": Recurrent, "denoiser": Denoiser}[kind]()
 
 
@@ -68,6 +70,7 @@ SHAPES = {
     "denoiser": (6,),
     "regressor": (6,),
     "views": (6,),
+    "preference": (5,),
 }
 
 
@@ -111,6 +114,11 @@ def make_batch(kind: str, dtype: torch.dtype = torch.float64) -> dict[str, Tenso
         return {"x": x, "t": torch.randint(0, 100, (ROWS,), generator=g), "noise": noise}
     if kind == "views":
         return {k: x + 0.3 * torch.randn(x.shape, generator=g, dtype=torch.float64).to(dtype) for k in ("x1", "x2")}
+    if kind == "preference":
+        answers = {k: torch.randint(VOCABULARY, (ROWS, 5), generator=g) for k in ("chosen", "rejected")}
+        lengths = 3 + torch.arange(ROWS).view(-1, 1) % 3  # uneven, and not the same in every microbatch
+        masks = {f"{k}_mask": torch.arange(5).expand(ROWS, 5) < lengths for k in answers}
+        return answers | masks
     if kind == "regressor":
         return {"x": x, "y": x[:, 0], "index": torch.arange(ROWS), "environment": torch.arange(ROWS) % 2}
     return {"x": x, "y": torch.arange(ROWS) % CLASSES, "index": torch.arange(ROWS)}
@@ -121,6 +129,8 @@ def make_task(kind: str) -> wp.Task:
         return wp.Regress()
     if kind == "views":
         return wp.TwoViews()
+    if kind == "preference":
+        return wp.Prefer(reference_free=True)
     return wp.Denoise() if kind == "denoiser" else wp.Classify(classes=CLASSES)
 
 
