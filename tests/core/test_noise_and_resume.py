@@ -63,6 +63,27 @@ class AgainUnchanged(wp.Method):
         return 4 / 3
 
 
+class Noisy(Functional):
+    """The same, and it says so."""
+
+    stochastic = True
+
+
+def test_a_module_that_says_it_is_stochastic_is_replayed() -> None:
+    """Its noise depends on seed and step, not on what else has drawn from the global generator."""
+    trained = []
+    for elsewhere in (0, 1):
+        torch.manual_seed(elsewhere)
+        model = Noisy().double()
+        model.load_state_dict(functional().state_dict())
+        recipe = wp.Recipe(seed=5).attach(model, wp.Classify(CLASSES))
+        for _ in range(2):
+            recipe.step(data(), sgd(model))
+            torch.randn(3)
+        trained.append(weights(model))
+    assert torch.equal(*trained)
+
+
 @pytest.mark.parametrize("build", [lambda: net(dropout=0.5), functional], ids=["module", "function"])
 def test_extra_passes_repeat_the_masks_of_the_main_pass(build) -> None:
     watch, again = Watch(), AgainUnchanged()

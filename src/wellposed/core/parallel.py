@@ -84,8 +84,13 @@ def sync(model: nn.Module, now: bool) -> AbstractContextManager[None]:
 
 
 def is_stochastic(model: nn.Module) -> bool:
-    """Whether a training pass draws from the global generator (dropout and its kind)."""
+    """Whether a training pass draws from the global generator: dropout and its kind, and modules that say so.
+
+    A module says so by an attribute ``stochastic`` that is True, as a variational ``Autoencoder`` does.
+    """
     for m in model.modules():
+        if getattr(m, "stochastic", None) is True:
+            return True
         if isinstance(m, _DropoutNd | nn.RReLU):
             return True
         if isinstance(getattr(m, "dropout", None), float) and m.dropout:
