@@ -117,7 +117,7 @@ def reinmax(
 
     Helps:
         Discrete latent variables, where what follows is smooth: exact for every quadratic (the straight-through
-        gradient was off by 66 % there, in the median), a third of the straight-through bias for softplus of a projection.
+        gradient was off by 66 % there, in the median), a third of its bias for softplus of a projection.
 
     Avoid:
         Functions far from quadratic: for the cube of a projection the bias was no smaller than the straight-through
