@@ -36,11 +36,24 @@ from .core import (
     knob,
     load_recipe,
 )
-from .tasks import Classify, Denoise, MaskedModel, NextToken, Prefer, Regress, Residual, TwoViews
+from .tasks import (
+    Autoencode,
+    Autoencoder,
+    Classify,
+    Denoise,
+    MaskedModel,
+    NextToken,
+    Prefer,
+    Regress,
+    Residual,
+    TwoViews,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Autoencode",
+    "Autoencoder",
     "Classify",
     "Constant",
     "Cosine",

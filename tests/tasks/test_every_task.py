@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from wellposed import Recipe, Task
 from wellposed.tasks import (
+    Autoencode,
+    Autoencoder,
     Classify,
     Denoise,
     MaskedModel,
@@ -114,6 +116,10 @@ CASES: dict[str, Callable[[], Case]] = {
         mlp(3, 3),
         MaskedModel("real"),
         {"x": torch.randn(B, T, 3), "y": torch.randn(B, T, 3), "mask": uneven_mask()},
+    ),
+    "autoencode": lambda: Case(Autoencoder(mlp(6, 2), mlp(2, 6)), Autoencode("absolute"), {"x": torch.randn(B, 6)}),
+    "autoencode, variational": lambda: Case(  # in evaluation mode, where the code is not drawn
+        Autoencoder(mlp(6, 4), mlp(2, 6), variational=True).eval(), Autoencode(beta=0.5), {"x": torch.randn(B, 6)}
     ),
     "prefer": lambda: preferences(reference=True),
     "prefer, precomputed": lambda: preferences(reference=False),

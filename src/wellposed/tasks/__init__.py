@@ -1,5 +1,6 @@
 """Tasks: what is learned. Each is a forward with named outputs and a loss with one value per sample."""
 
+from .autoencode import Autoencode, Autoencoder, normal_kl
 from .classify import Classify
 from .denoise import Denoise, cosine_betas, linear_betas
 from .masked import MaskedModel
@@ -10,6 +11,8 @@ from .residual import Residual, laplacian
 from .two_views import TwoViews, nt_xent
 
 __all__ = [
+    "Autoencode",
+    "Autoencoder",
     "Classify",
     "Denoise",
     "MaskedModel",
@@ -22,6 +25,7 @@ __all__ = [
     "dpo_loss",
     "laplacian",
     "linear_betas",
+    "normal_kl",
     "nt_xent",
     "sequence_log_probs",
 ]
