@@ -2,9 +2,10 @@
 
 from .autoencode import Autoencode, Autoencoder, normal_kl
 from .classify import Classify
-from .denoise import Denoise, cosine_betas, linear_betas
+from .denoise import Denoise
 from .masked import MaskedModel
 from .next_token import NextToken
+from .noise_levels import cosine_betas, linear_betas
 from .prefer import Prefer, dpo_loss, sequence_log_probs
 from .regress import Regress
 from .residual import Residual, laplacian

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -11,29 +10,19 @@ from torch import Tensor, nn
 
 from ..core.task import Batch, Outputs, Task
 from .classify import logits_of
+from .noise_levels import (
+    Predict,
+    cosine_betas,
+    estimates,
+    linear_betas,
+    log_snr_of,
+    noise_error,
+    target_of,
+)
 
-Predict = Literal["epsilon", "x0", "v", "velocity"]
 Schedule = Literal["linear", "cosine", "flow"]
 Weighting = Literal["simple", "min-snr"] | Callable[[Tensor], Tensor]
-
-
-def linear_betas(steps: int) -> Tensor:
-    """Noise variances rising from 1e-4 to 0.02, for any number of steps (scaled by 1000 / steps); float64 (steps,).
-
-    Ho, Jain, Abbeel 2020, Denoising Diffusion Probabilistic Models, arXiv 2006.11239, section 4 (steps = 1000).
-    """
-    scale = 1000 / steps
-    return torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64).clamp(max=0.999)
-
-
-def cosine_betas(steps: int) -> Tensor:
-    """Noise variances whose signal follows a squared cosine; float64 (steps,), at most 0.999.
-
-    Nichol, Dhariwal 2021, Improved Denoising Diffusion Probabilistic Models, arXiv 2102.09672, Eq. 17.
-    """
-    t = torch.arange(steps + 1, dtype=torch.float64) / steps
-    kept = torch.cos((t + 0.008) / 1.008 * math.pi / 2).square()
-    return (1 - kept[1:] / kept[:-1]).clamp(max=0.999)
+Distance = Literal["squared"] | Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Denoise(Task):
@@ -41,7 +30,8 @@ class Denoise(Task):
 
     ``batch["x"]`` (B, ...) is clean, ``batch["noise"]`` has its shape, and ``batch["t"]`` (B,) is the time: integers in
     0 ... steps - 1, or reals in [0, 1] for ``schedule="flow"`` (1 is pure noise). ``draw`` makes such a batch. The
-    model is called as ``model(x_t, t)``. The loss of a sample is w_t times its mean squared error.
+    model is called as ``model(x_t, t)``. The loss of a sample is w_t times its mean squared error. Where a batch also
+    holds ``"input_noise"``, x_t is made with that, and the target with ``"noise"`` still.
 
     Args:
         predict: ``"epsilon"`` the noise; ``"x0"`` the clean sample; ``"v"`` alpha noise - sigma x (Salimans, Ho 2022,
@@ -51,9 +41,11 @@ class Denoise(Task):
             ends of time exchanged).
         weighting: ``"simple"``: w = 1 on whatever is predicted. ``"min-snr"``: min(SNR, gamma) / SNR on the error of
             the noise (Hang et al. 2023, arXiv 2303.09556, section 3.4). A function (B,) -> (B,) of log SNR: its
-            value weighs the error of the noise. The two latter give the same loss whatever is predicted:
-            ``lambda log_snr: torch.exp(-log_snr / 2)`` is Yu et al. 2023, arXiv 2310.08442. SNR = alpha^2 / sigma^2,
-            its logarithm held within [-20, 20].
+            value weighs the error of the noise; `wellposed.diffusion` has some. The two latter give the same loss
+            whatever is predicted. SNR = alpha^2 / sigma^2, its logarithm held within [-20, 20].
+        distance: ``"squared"``, or a function (error, time, log_snr) -> elementwise values, of the error (B, ...), the
+            time as a share of [0, 1] and log SNR, both (B,): `PseudoHuber`, say. The error is that of the noise
+            unless the weighting is simple.
         steps: number of times of the discrete schedules; at least 1.
         gamma: where ``"min-snr"`` cuts; above 0.
 
@@ -85,6 +77,7 @@ class Denoise(Task):
         schedule: Schedule = "linear",
         *,
         weighting: Weighting = "simple",
+        distance: Distance = "squared",
         steps: int = 1000,
         gamma: float = 5.0,
     ) -> None:
@@ -93,13 +86,16 @@ class Denoise(Task):
                 raise ValueError(f"Denoise: {name} must be one of {', '.join(get_args(known))}, got {value!r}")
         if not (callable(weighting) or weighting in ("simple", "min-snr")):
             raise ValueError(f"Denoise: weighting must be simple, min-snr or a function of log SNR, got {weighting!r}")
+        if not (callable(distance) or distance == "squared"):
+            raise ValueError(f"Denoise: distance must be squared or a function of errors, got {distance!r}")
         if predict == "velocity" and schedule != "flow":
             raise ValueError("Denoise: noise - x is a velocity only on the straight path; use schedule='flow'")
         if steps < 1:
             raise ValueError(f"Denoise: steps must be at least 1, got {steps}")
         if not gamma > 0:
             raise ValueError(f"Denoise: gamma must be above 0, got {gamma}")
-        self.predict, self.schedule, self.weighting, self.steps, self.gamma = predict, schedule, weighting, steps, gamma
+        self.predict, self.schedule, self.weighting, self.distance = predict, schedule, weighting, distance
+        self.steps, self.gamma = steps, gamma
         betas = cosine_betas(steps) if schedule == "cosine" else linear_betas(steps)
         self.kept = (1 - betas).cumprod(0)  # alpha^2 at every time of a discrete schedule
 
@@ -123,34 +119,42 @@ class Denoise(Task):
         shape = (-1, *[1] * (like.ndim - 1))
         return alpha.to(like.dtype).view(shape), sigma.to(like.dtype).view(shape)
 
+    def estimates(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean sample and the noise that a model's answer at ``x_t`` and times ``t`` (B,) amounts to."""
+        return estimates(self.predict, prediction, x_t, *self.levels(t, x_t))
+
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
         x, t = batch["x"], batch["t"]
         alpha, sigma = self.levels(t, x)
-        x_t = alpha * x + sigma * batch["noise"]
+        x_t = alpha * x + sigma * batch.get("input_noise", batch["noise"])
         return {"prediction": logits_of(model(x_t, t)), "x_t": x_t}
 
     def loss(self, out: Outputs, batch: Batch) -> Tensor:
-        x, noise, prediction = batch["x"], batch["noise"], out["prediction"]
+        x, prediction = batch["x"], out["prediction"]
         if prediction.shape != x.shape:
             raise ValueError(f"Denoise: the prediction has shape {tuple(prediction.shape)}, x has {tuple(x.shape)}")
         alpha, sigma = self.levels(batch["t"], x)
-        log_snr = (2 * (alpha.log() - sigma.log())).clamp(-20, 20)
-        # what is asked for, and how its squared error becomes that of the noise at the same x_t
-        target, share = {
-            "epsilon": (noise, torch.ones_like(alpha)),
-            "x0": (x, log_snr.exp()),
-            "v": (alpha * noise - sigma * x, (alpha / (alpha**2 + sigma**2)) ** 2),
-            "velocity": (noise - x, (alpha / (alpha + sigma)) ** 2),
-        }[self.predict]
-        rows = self.reduce((prediction - target).square(), batch)
-        if self.weighting == "simple":
-            return rows
-        log_snr, share = log_snr.flatten(), share.flatten()
-        if callable(self.weighting):
-            weight = self.weighting(log_snr)
+        error = prediction - target_of(self.predict, x, batch["noise"], alpha, sigma)
+        if self.weighting != "simple":
+            error = noise_error(self.predict, alpha, sigma) * error
+        log_snr = log_snr_of(alpha, sigma).flatten()
+        if callable(self.distance):
+            time = batch["t"] if self.schedule == "flow" else batch["t"] / self.steps
+            apart = self.distance(error, time.to(x.dtype), log_snr)
         else:
-            weight = (math.log(self.gamma) - log_snr).clamp(max=0).exp()
-        return weight * share * rows
+            apart = error.square()
+        rows = self.reduce(apart, batch)
+        return rows if self.weighting == "simple" else self.weigh(log_snr) * rows
+
+    def weigh(self, log_snr: Tensor) -> Tensor:
+        """Weight of the noise's error where the weighting is not simple."""
+        if callable(self.weighting):
+            return self.weighting(log_snr)
+        from ..diffusion.min_snr import MinSNR  # importing wellposed loads the core and the tasks only
+
+        return MinSNR(self.gamma)(log_snr)
 
     def __repr__(self) -> str:
-        return f"Denoise({self.predict!r}, {self.schedule!r}, weighting={self.weighting!r}, steps={self.steps})"
+        distance = "" if self.distance == "squared" else f", distance={self.distance!r}"
+        settings = f"weighting={self.weighting!r}{distance}, steps={self.steps}"
+        return f"Denoise({self.predict!r}, {self.schedule!r}, {settings})"
