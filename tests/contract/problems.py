@@ -57,6 +57,15 @@ def build(kind: str, norm: bool) -> nn.Module:
             nn.Flatten(),
             nn.Linear(72, CLASSES),
         )
+    if kind in ("autoencoder", "variational"):
+        several = kind == "variational"
+        encoder = nn.Sequential(
+            nn.Linear(6, 16),
+            nn.BatchNorm1d(16) if norm else nn.LayerNorm(16),
+            nn.ReLU(),
+            nn.Linear(16, 6 if several else 3),
+        )
+        return wp.Autoencoder(encoder, nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 6)), several)
     if kind == "preference":
         return nn.Sequential(nn.Embedding(VOCABULARY, 8), nn.LayerNorm(8), nn.Linear(8, VOCABULARY))
     return {"rnn": Recurrent, "denoiser": Denoiser}[kind]()
@@ -71,6 +80,8 @@ SHAPES = {
     "regressor": (6,),
     "views": (6,),
     "preference": (5,),
+    "autoencoder": (6,),
+    "variational": (6,),
 }
 
 
@@ -131,6 +142,8 @@ def make_task(kind: str) -> wp.Task:
         return wp.TwoViews()
     if kind == "preference":
         return wp.Prefer(reference_free=True)
+    if kind in ("autoencoder", "variational"):
+        return wp.Autoencode(beta=1.0 if kind == "variational" else None)
     return wp.Denoise() if kind == "denoiser" else wp.Classify(classes=CLASSES)
 
 
