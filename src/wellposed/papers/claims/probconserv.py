@@ -18,7 +18,7 @@ def stefan(position: Tensor) -> Tensor:
     """Melting front at ``position`` (...): from 1 down to FRONT along an error function, then 0. Shape (..., 101)."""
     a = _root()
     inside = 1 - (1 - FRONT) * torch.erf(a * GRID / position[..., None]) / math.erf(a)
-    return inside * (GRID <= position[..., None])
+    return inside * (position[..., None] >= GRID)
 
 
 def porous(position: Tensor) -> Tensor:
