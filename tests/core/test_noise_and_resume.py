@@ -46,6 +46,17 @@ def functional() -> nn.Module:
         return Functional().double()
 
 
+class WithAnother(wp.Classify):
+    """A task with a model of its own, whose dropout falls on the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__(CLASSES)
+        self.other = nn.Dropout(0.5)
+
+    def forward(self, model: nn.Module, batch: wp.core.task.Batch) -> wp.core.task.Outputs:
+        return super().forward(model, {**batch, "x": self.other(batch["x"])})
+
+
 class AgainUnchanged(wp.Method):
     """An extra pass on the same inputs, which must give the outputs of the main pass."""
 
@@ -80,6 +91,18 @@ def test_a_module_that_says_it_is_stochastic_is_replayed() -> None:
         for _ in range(2):
             recipe.step(data(), sgd(model))
             torch.randn(3)
+        trained.append(weights(model))
+    assert torch.equal(*trained)
+
+
+def test_the_noise_of_a_model_that_the_task_holds_is_replayed() -> None:
+    trained = []
+    for elsewhere in (0, 1):
+        torch.manual_seed(elsewhere)
+        model = net()
+        recipe = wp.Recipe(again := AgainUnchanged()).attach(model, WithAnother())
+        recipe.step(data(), sgd(model))
+        assert again.gaps == [0.0]
         trained.append(weights(model))
     assert torch.equal(*trained)
 
@@ -187,6 +210,31 @@ def test_spectral_norm_iterates_once_per_update() -> None:
     recipe.step(data(), sgd(model, lr=0.0))
     vectors = [m.parametrizations.weight[0]._u for m in (plain[0], model[0])]
     assert torch.equal(*vectors)
+
+
+class Counter(nn.Module):
+    """Counts its training passes, unless it is told not to keep statistics."""
+
+    passes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.tensor(0))
+        self.track_running_stats = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.track_running_stats:
+            self.passes += 1
+        return x
+
+
+def test_a_module_that_tracks_running_statistics_is_frozen_in_extra_passes() -> None:
+    model = nn.Sequential(counter := Counter(), net())
+    recipe = wp.Recipe(Consistency(), wp.SAM(), AgainUnchanged()).attach(model, wp.Classify(CLASSES))
+    for _ in range(3):
+        recipe.step(data(), sgd(model))
+    assert counter.passes == 3
+    assert counter.track_running_stats
 
 
 # ---- resume

@@ -212,3 +212,21 @@ def test_tied_weights_count_once() -> None:
     terms = recipe.step(data(), sgd(model, lr=0.0))
     expected = body.weight.square().sum() + model[3].weight.square().sum()
     assert terms["SquaredWeights"].item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+class Widths(wp.Method):
+    """The dtypes of the main pass and of two extra ones."""
+
+    null = None
+
+    def penalty(self, step: wp.Step) -> Tensor | None:
+        extra = (step.forward()["logits"], step.forward(precise=True)["logits"])
+        self.seen = [z.dtype for z in (step.out["logits"], *extra)]
+        return None
+
+
+def test_an_extra_pass_can_be_precise_under_autocast() -> None:
+    model = net(dtype=torch.float32)
+    recipe = wp.Recipe(widths := Widths()).attach(model, wp.Classify(CLASSES), autocast=torch.bfloat16)
+    recipe.step(data(dtype=torch.float32), sgd(model))
+    assert widths.seen == [torch.bfloat16, torch.bfloat16, torch.float32]

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
@@ -120,9 +119,13 @@ def replayed(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Normalise by the batch as in training, but leave running statistics and power iterations alone."""
-    active = [m for m in model.modules() if isinstance(m, _NormBase | _SpectralNorm) and m.training]
-    norms = [m for m in active if isinstance(m, _NormBase) and m.track_running_stats]
+    """Normalise by the batch as in training, but leave running statistics and power iterations alone.
+
+    What keeps statistics of its own (a codebook, say) takes part by an attribute ``track_running_stats``, True while it
+    may write.
+    """
+    active = [m for m in model.modules() if m.training]
+    norms: list[Any] = [m for m in active if getattr(m, "track_running_stats", None) is True]
     instance = [(m, m.momentum) for m in norms if isinstance(m, _InstanceNorm)]  # these write whatever the flag says
     spectral = [m for m in active if isinstance(m, _SpectralNorm)]
     for n in norms:

@@ -127,7 +127,8 @@ class Recipe(nn.Module):
         )  # fmt: skip
         self._hooks = attaching.attach(self, core, task, example)
         several = any(m.passes() > 1 for m in self.listed)  # then even noise that shows in no module must repeat
-        self._stochastic = several or is_stochastic(core) or is_stochastic(self)
+        held = [m for m in vars(task).values() if isinstance(m, nn.Module)]  # the other player, a reference
+        self._stochastic = several or any(map(is_stochastic, (core, self, *held)))
         self._simple = not self._stochastic and not isinstance(model, nn.parallel.DistributedDataParallel)
         self.attached = True
         return self

@@ -106,11 +106,12 @@ class Step:
         )
         return torch.Generator(device or self.device).manual_seed(zlib.crc32(repr(key).encode()))
 
-    def forward(self, model: nn.Module | None = None, **changed: Any) -> Outputs:
+    def forward(self, model: nn.Module | None = None, *, precise: bool = False, **changed: Any) -> Outputs:
         """An extra pass with some batch entries changed.
 
         Running statistics stay as they are, taps are off, and dropout repeats the masks of the main pass.
-        ``model`` stands in for the user's model (a teacher, say).
+        ``model`` stands in for the user's model (a teacher, say). ``precise`` leaves autocast out, for derivatives that
+        half precision would spoil.
         """
         batch = {**self.batch, **changed} if changed else self.batch
         used = model or self.recipe.undistributed
@@ -118,7 +119,7 @@ class Step:
             frozen_statistics(used),
             self.recipe.untapped(),
             self.recipe.noise(self),
-            self.recipe.precision(),
+            torch.autocast(self.device.type, enabled=False) if precise else self.recipe.precision(),
         ):
             return self.task.forward(used, batch)
 
