@@ -41,9 +41,9 @@ class Denoiser(nn.Module):
 
 
 def build(kind: str, norm: bool) -> nn.Module:
-    if kind in ("mlp", "normed", "regressor", "views"):
+    if kind in ("mlp", "normed", "regressor", "restorer", "views"):
         batch_norm = norm or kind == "normed"
-        outputs = 1 if kind == "regressor" else CLASSES
+        outputs = {"regressor": 1, "restorer": 6}.get(kind, CLASSES)
         return nn.Sequential(
             nn.Linear(6, 16), nn.BatchNorm1d(16) if batch_norm else nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, outputs)
         )
@@ -78,6 +78,7 @@ SHAPES = {
     "rnn": (5, 4),
     "denoiser": (6,),
     "regressor": (6,),
+    "restorer": (6,),
     "views": (6,),
     "preference": (5,),
     "autoencoder": (6,),
@@ -130,13 +131,15 @@ def make_batch(kind: str, dtype: torch.dtype = torch.float64) -> dict[str, Tenso
         lengths = 3 + torch.arange(ROWS).view(-1, 1) % 3  # uneven, and not the same in every microbatch
         masks = {f"{k}_mask": torch.arange(5).expand(ROWS, 5) < lengths for k in answers}
         return answers | masks
+    if kind == "restorer":
+        return {"x": x, "y": x}
     if kind == "regressor":
         return {"x": x, "y": x[:, 0], "index": torch.arange(ROWS), "environment": torch.arange(ROWS) % 2}
     return {"x": x, "y": torch.arange(ROWS) % CLASSES, "index": torch.arange(ROWS)}
 
 
 def make_task(kind: str) -> wp.Task:
-    if kind == "regressor":
+    if kind in ("regressor", "restorer"):
         return wp.Regress()
     if kind == "views":
         return wp.TwoViews()

@@ -66,8 +66,8 @@ class Method(nn.Module):
         pretrained: whether it starts from a trained model, which `compare` does not.
         example: settings for a small trial (the contract suite's): field values, and under ``"model"`` the kind of
             model it needs: ``"mlp"`` (default), ``"normed"`` (with BatchNorm), ``"conv"``, ``"rnn"``,
-            ``"denoiser"``, ``"regressor"``, ``"views"`` (of ``TwoViews``), ``"preference"`` (of ``Prefer``),
-            ``"autoencoder"`` or ``"variational"`` (of ``Autoencode``).
+            ``"denoiser"``, ``"regressor"``, ``"restorer"`` (whose outputs are like its inputs), ``"views"`` (of
+            ``TwoViews``), ``"preference"`` (of ``Prefer``), ``"autoencoder"`` or ``"variational"`` (of ``Autoencode``).
         strength: factor of the penalty, a number or a schedule; a field only where there is a penalty.
     """
 
