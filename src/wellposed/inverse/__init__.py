@@ -1,0 +1,1 @@
+"""Inverse problems: restoring what was measured with noise, or only in part."""
