@@ -26,7 +26,7 @@ class JointCritic(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, y.dtype)
-        found: Tensor = self.net(torch.cat([x.flatten(1).to(dtype), y.flatten(1).to(dtype)], 1))
+        found: Tensor = self.net(torch.cat([rows.reshape(len(rows), -1).to(dtype) for rows in (x, y)], 1))
         return found
 
 
