@@ -31,7 +31,8 @@ class Denoise(Task):
     ``batch["x"]`` (B, ...) is clean, ``batch["noise"]`` has its shape, and ``batch["t"]`` (B,) is the time: integers in
     0 ... steps - 1, or reals in [0, 1] for ``schedule="flow"`` (1 is pure noise). ``draw`` makes such a batch. The
     model is called as ``model(x_t, t)``. The loss of a sample is w_t times its mean squared error. Where a batch also
-    holds ``"input_noise"``, x_t is made with that, and the target with ``"noise"`` still.
+    holds ``"input_noise"``, x_t is made with that, and the target with ``"noise"`` still. `wellposed.parts.samplers`
+    draws samples.
 
     Args:
         predict: ``"epsilon"`` the noise; ``"x0"`` the clean sample; ``"v"`` alpha noise - sigma x (Salimans, Ho 2022,
@@ -127,7 +128,7 @@ class Denoise(Task):
         x, t = batch["x"], batch["t"]
         alpha, sigma = self.levels(t, x)
         x_t = alpha * x + sigma * batch.get("input_noise", batch["noise"])
-        return {"prediction": logits_of(model(x_t, t)), "x_t": x_t}
+        return {"prediction": prediction_of(model(x_t, t)), "x_t": x_t}
 
     def loss(self, out: Outputs, batch: Batch) -> Tensor:
         x, prediction = batch["x"], out["prediction"]
@@ -158,3 +159,8 @@ class Denoise(Task):
         distance = "" if self.distance == "squared" else f", distance={self.distance!r}"
         settings = f"weighting={self.weighting!r}{distance}, steps={self.steps}"
         return f"Denoise({self.predict!r}, {self.schedule!r}, {settings})"
+
+
+def prediction_of(output: Any) -> Tensor:
+    """What a denoiser returned: a tensor, or an object that carries it as ``.sample`` (diffusers) or ``.logits``."""
+    return logits_of(getattr(output, "sample", output))

@@ -58,9 +58,9 @@ def estimates(predict: Predict, prediction: Tensor, x_t: Tensor, alpha: Tensor, 
     """The clean sample and the noise that a prediction at x_t amounts to: alpha x0 + sigma noise = x_t.
 
     Where there is no signal a predicted noise says nothing of the clean sample, nor without noise a clean sample of the
-    noise; the divisor is then held at exp(-10).
+    noise; the divisor is then held at 1e-12.
     """
-    least = math.exp(-RANGE / 2)
+    least = 1e-12
     if predict == "epsilon":
         return (x_t - sigma * prediction) / alpha.clamp_min(least), prediction
     if predict == "x0":
