@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -76,7 +77,7 @@ def kernel_matrix(
     if isinstance(scale, Sequence) or (isinstance(scale, Tensor) and scale.ndim):
         if not len(scale):
             raise ValueError("kernel_matrix: scale is an empty list")
-        return torch.stack([_at(square, kernel, s) for s in scale]).sum(0)
+        return functools.reduce(torch.add, [_at(square, kernel, s) for s in scale])
     return _at(square, kernel, scale)
 
 
