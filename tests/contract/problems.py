@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import wellposed as wp
 from wellposed.core.registry import catalogue
+from wellposed.generative.latent_quantization import LatentQuantizer
 
 ROWS, CLASSES, VOCABULARY = 12, 3, 7
 METHODS = [name for name, cls in catalogue().items() if cls.__module__.startswith("wellposed.")]
@@ -68,6 +69,11 @@ def build(kind: str, norm: bool) -> nn.Module:
         return wp.Autoencoder(encoder, nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 6)), several)
     if kind == "preference":
         return nn.Sequential(nn.Embedding(VOCABULARY, 8), nn.LayerNorm(8), nn.Linear(8, VOCABULARY))
+    if kind == "quantized":
+        normed = nn.BatchNorm1d(16) if norm else nn.LayerNorm(16)
+        return nn.Sequential(
+            nn.Linear(6, 16), normed, nn.ReLU(), nn.Linear(16, 4), LatentQuantizer(4, 5), nn.Linear(4, CLASSES)
+        )
     return {"rnn": Recurrent, "denoiser": Denoiser}[kind]()
 
 
@@ -80,6 +86,7 @@ SHAPES = {
     "regressor": (6,),
     "restorer": (6,),
     "views": (6,),
+    "quantized": (6,),
     "preference": (5,),
     "autoencoder": (6,),
     "variational": (6,),
