@@ -21,7 +21,7 @@ from wellposed.papers.reproduce import Watch, run_claim
 from wellposed.papers.status import status_of
 from wellposed.smoothness import sam as technique
 from wellposed.workbench.errors import BadInput
-from wellposed.workbench.protocol import Failure
+from wellposed.workbench.outcome import Failure
 
 Run = Callable[[int], Mapping[str, Mapping[str, Any]]]
 

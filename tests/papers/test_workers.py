@@ -15,7 +15,7 @@ from wellposed.papers.claim import Claim
 from wellposed.papers.mutation import Mutation, fixed
 from wellposed.papers.workers import work_through
 from wellposed.smoothness.sam import SAM
-from wellposed.workbench.protocol import Failure
+from wellposed.workbench.outcome import Failure
 
 
 def work(spec: dict[str, Any]) -> dict[str, Any]:

@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from wellposed.workbench import compare, protocol, rows
+from wellposed.workbench import compare, rows
+from wellposed.workbench.plan import BASELINE, Plan, Row, make_plan
 
 
 def costs_of(n: int) -> dict[str, dict[str, Any]]:
-    return {protocol.BASELINE: {"time": 1.0}, **{f"r{i}": {"time": 1.0 + i} for i in range(n)}}
+    return {BASELINE: {"time": 1.0}, **{f"r{i}": {"time": 1.0 + i} for i in range(n)}}
 
 
-def planned(costs: dict[str, dict[str, Any]], budget: float, reasons: dict[str, str]) -> protocol.Plan:
-    rows = [protocol.Row(id, why_not=reasons.get(id, "")) for id in costs if id != protocol.BASELINE]
-    return protocol.make_plan(rows, {id: c["time"] for id, c in costs.items()}, budget_seconds=budget)
+def planned(costs: dict[str, dict[str, Any]], budget: float, reasons: dict[str, str]) -> Plan:
+    rows = [Row(id, why_not=reasons.get(id, "")) for id in costs if id != BASELINE]
+    return make_plan(rows, {id: c["time"] for id, c in costs.items()}, budget_seconds=budget)
 
 
 @pytest.mark.parametrize(("budget", "left"), [(1e9, 40), (500.0, 14), (1.0, compare.FEWEST)])

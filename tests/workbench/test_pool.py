@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from wellposed.workbench.errors import BadInput
+from wellposed.workbench.outcome import Failure
 from wellposed.workbench.pool import CannotSend, Event, Pool, run_jobs
-from wellposed.workbench.protocol import Failure
 
 
 def work(spec: dict) -> dict:

@@ -9,21 +9,9 @@ import pytest
 from scipy.stats import binomtest
 
 from wellposed.workbench.errors import BadInput
-from wellposed.workbench.protocol import (
-    BASELINE,
-    EARLY_STOPPING,
-    Evaluate,
-    Failure,
-    Job,
-    Outcome,
-    Plan,
-    ProtocolError,
-    Result,
-    Row,
-    make_plan,
-    run_protocol,
-    verdict,
-)
+from wellposed.workbench.outcome import Failure, Outcome, Result, verdict
+from wellposed.workbench.plan import BASELINE, EARLY_STOPPING, Job, Plan, Row, make_plan
+from wellposed.workbench.protocol import Evaluate, ProtocolError, run_protocol
 from wellposed.workbench.statistics import paired_interval, signflip_maxt
 
 # -- a world without torch --

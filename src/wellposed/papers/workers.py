@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
+from ..workbench.outcome import Failure
 from ..workbench.pool import quiet_start
 from ..workbench.progress import minutes
-from ..workbench.protocol import Failure
 
 Spec = dict[str, Any]  # JSON-able
 Work = Callable[[Spec], dict[str, Any]]

@@ -24,6 +24,8 @@ from ..core import RecipeError
 from . import cost, document, metrics, protocol, rows, trial
 from .data.importing import resolve
 from .errors import BadInput
+from .outcome import Failure
+from .plan import BASELINE, Job, Plan, Row, make_plan
 from .pool import Pool
 from .progress import Progress
 from .store import Run, Store, StoreError, code_hash
@@ -110,7 +112,7 @@ def compare(request: Request, console: Console) -> tuple[dict[str, Any], Path]:
         left = None if budget is None else max(1.0, budget - spent)
         known = {"costs": costs, "reasons": reasons, "left": left, "jobs": jobs}
     costs, reasons, left = known["costs"], known["reasons"], known["left"]
-    planned = partial(make_plan, request, setting, wanted, costs, steps=steps, budget=left, jobs=known["jobs"])
+    planned = partial(plan_of, request, setting, wanted, costs, steps=steps, budget=left, jobs=known["jobs"])
     plan = planned(reasons) if request.methods else fitted(planned, costs, reasons)
     store = Store(folder)  # from here on files are written
     store.put(frozen, known)  # a plan rests on measured times: taken up again it must be the same
@@ -119,7 +121,7 @@ def compare(request: Request, console: Console) -> tuple[dict[str, Any], Path]:
 
     table = {row.id: row for row in (rows.baseline(), *wanted)}
 
-    def spec_of(j: protocol.Job) -> dict[str, Any]:
+    def spec_of(j: Job) -> dict[str, Any]:
         row, chosen = table[j.row], dict(plan.setting(j))
         training = {**encode_all(row.settings), **encode_all(chosen)}
         config = {"setting": asdict(setting), "method": row.method, "settings": training, "own": own}
@@ -129,11 +131,11 @@ def compare(request: Request, console: Console) -> tuple[dict[str, Any], Path]:
     progress = Progress(console, plan)
     pool = Pool(execute, jobs)
 
-    def evaluate(wanted_jobs: list[protocol.Job]) -> Iterator[tuple[protocol.Job, Any]]:
+    def evaluate(wanted_jobs: list[Job]) -> Iterator[tuple[Job, Any]]:
         specs = [spec_of(j) for j in wanted_jobs]
         prices = [plan.costs[j.row] for j in wanted_jobs]
         for i, found in pool.run(specs, costs=prices, on_event=lambda e: progress.event(e, wanted_jobs[e.job])):
-            if isinstance(found, protocol.Failure):
+            if isinstance(found, Failure):
                 if found.reason.startswith(StoreError.__name__):  # a full disk is not the technique's fault
                     raise StoreError(found.reason.partition(": ")[2])
                 yield wanted_jobs[i], found
@@ -191,7 +193,7 @@ def settle(request: Request) -> trial.Setting:
 def dry_runs(setting: trial.Setting, wanted: list[rows.Row]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Costs of the rows that run here, and reasons of those that do not."""
     plain = cost.Plain(setting)
-    costs = {protocol.BASELINE: cost.dry_run(setting, rows.baseline(), plain) | {"time": 1.0}}
+    costs = {BASELINE: cost.dry_run(setting, rows.baseline(), plain) | {"time": 1.0}}
     reasons: dict[str, str] = {}
     task = trial.task_of(setting.load())
     for row in wanted:
@@ -202,13 +204,13 @@ def dry_runs(setting: trial.Setting, wanted: list[rows.Row]) -> tuple[dict[str, 
             except (RecipeError, ValueError, TypeError, NotImplementedError) as error:
                 why = str(error).partition("\n")[0]
             except Exception:  # a fault, not a misfit: let the runs themselves report it as a failure
-                costs[row.id] = {**costs[protocol.BASELINE], "recipe": row.method}
+                costs[row.id] = {**costs[BASELINE], "recipe": row.method}
         if why is not None:
             reasons[row.id] = why
     return costs, reasons
 
 
-def make_plan(
+def plan_of(
     request: Request,
     setting: trial.Setting,
     wanted: list[rows.Row],
@@ -218,16 +220,16 @@ def make_plan(
     steps: int,
     budget: float | None,
     jobs: int,
-) -> protocol.Plan:
-    """The protocol for these rows, costs and limits."""
+) -> Plan:
+    """The plan for these rows, costs and limits."""
 
     def candidates(row: rows.Row) -> tuple[dict[str, Any], ...]:
         return tuple({row.knob: value} for value in row.candidates) if row.knob and request.tune else ({},)
 
     slowdown = CONTENTION if jobs > 1 else 1.0
     seconds = {id: slowdown * c["seconds"] * steps + 0.05 for id, c in costs.items()}
-    return protocol.make_plan(
-        [protocol.Row(r.id, candidates(r), reasons.get(r.id, "")) for r in wanted],
+    return make_plan(
+        [Row(r.id, candidates(r), reasons.get(r.id, "")) for r in wanted],
         seconds,
         budget_seconds=budget,
         jobs=jobs,
@@ -239,8 +241,8 @@ def make_plan(
 
 
 def fitted(
-    planned: Callable[[dict[str, str]], protocol.Plan], costs: dict[str, dict[str, Any]], reasons: dict[str, str]
-) -> protocol.Plan:
+    planned: Callable[[dict[str, str]], Plan], costs: dict[str, dict[str, Any]], reasons: dict[str, str]
+) -> Plan:
     """The plan of what the budget holds: where even the quickest race needs longer, the dearest techniques stay out."""
     plan, out = planned(reasons), dict(reasons)
     while len(plan.rows) > FEWEST:
@@ -265,7 +267,7 @@ def scores_of(found: dict[str, Any], metric: str) -> dict[str, Any]:
 
 
 def announce(
-    console: Console, plan: protocol.Plan, data: Any, split: Any, setting: trial.Setting, folder: Path, chosen: int
+    console: Console, plan: Plan, data: Any, split: Any, setting: trial.Setting, folder: Path, chosen: int
 ) -> None:
     """Say what will be done before anything is spent."""
     noise = f", {100 * setting.label_noise:.0f} % wrong labels" if setting.label_noise else ""

@@ -17,7 +17,8 @@ from ..core.card import card
 from ..papers import papers
 from . import models, report, rows, trial
 from .metrics import METRICS
-from .protocol import BASELINE, EARLY_STOPPING, Outcome, Plan, Result
+from .outcome import Outcome, Result
+from .plan import BASELINE, EARLY_STOPPING, Job, Plan
 from .schema import VERSION, check_results
 from .statistics import paired_interval
 
@@ -226,8 +227,6 @@ def _row(
 
 def _baseline_run(outcome: Outcome, seed: int) -> dict[str, Any]:
     """The baseline's run on a seed of the race."""
-    from .protocol import Job
-
     found: dict[str, Any] = outcome.records[Job(BASELINE, seed, outcome.baseline.candidate)]["found"]  # type: ignore[index]
     return found
 

@@ -26,7 +26,7 @@ from time import perf_counter
 from typing import Any, Literal, NamedTuple, Self
 
 from .errors import BadInput
-from .protocol import Failure
+from .outcome import Failure
 
 Spec = dict[str, Any]  # JSON-able
 Function = Callable[[Spec], dict[str, Any]]

@@ -6,8 +6,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from .plan import Job, Plan
 from .pool import Event
-from .protocol import Job, Plan
 
 if TYPE_CHECKING:
     from rich.console import Console

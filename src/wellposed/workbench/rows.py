@@ -14,7 +14,7 @@ from ..core.registry import FAMILIES, catalogue, find
 from ..papers import papers
 from .errors import BadInput
 from .facts import Facts
-from .protocol import BASELINE, EARLY_STOPPING
+from .plan import BASELINE, EARLY_STOPPING
 
 
 @dataclass(frozen=True)
