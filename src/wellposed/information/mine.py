@@ -94,7 +94,7 @@ class MINE(nn.Module):
         else:
             self.log_mean = now
         surrogate = joint.mean() - (log_now - self.log_mean).exp()
-        return value.detach() + surrogate - surrogate.detach()
+        return value.detach() + (surrogate - surrogate.detach())
 
     def bound(self, joint: Tensor, marginal: Tensor) -> Tensor:
         """The bound from scores: of pairs (n,), and of pairs that do not belong together, any shape."""
