@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wellposed import Recipe, Task
+from wellposed.diffusion.masked_diffusion import MaskedDiffusion
 from wellposed.tasks import (
     Autoencode,
     Autoencoder,
@@ -96,6 +97,11 @@ def denoising(*args: Any, **kwargs: Any) -> Case:
     return Case(Denoiser(), task, task.draw(torch.randn(B, 4)))
 
 
+def masked_diffusion() -> Case:
+    task = MaskedDiffusion(V - 1, pad_id=0)
+    return Case(language(), task, task.draw(torch.randint(V - 1, (B, T))))
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "classify": lambda: Case(mlp(6, 3), Classify(3), {"x": torch.randn(B, 6), "y": torch.arange(B) % 3}),
     "regress": lambda: Case(mlp(6, 1), Regress("huber"), {"x": torch.randn(B, 6), "y": torch.randn(B)}),
@@ -112,6 +118,7 @@ CASES: dict[str, Callable[[], Case]] = {
         MaskedModel("token", classes=V),
         {"x": torch.randint(V, (B, T)), "y": torch.randint(V, (B, T)), "mask": uneven_mask()},
     ),
+    "masked diffusion": masked_diffusion,
     "masked patches": lambda: Case(
         mlp(3, 3),
         MaskedModel("real"),
