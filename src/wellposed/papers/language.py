@@ -119,7 +119,7 @@ class CausalTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.embed = nn.Embedding(ids, width)
-        self.place = nn.Parameter(0.02 * torch.randn(length, width))
+        self.place = nn.Parameter(torch.randn(length, width))  # as large as the embedding of ids
         self.blocks = blocks(width, depth, heads, dropout)
         self.head = nn.Linear(width, outputs or ids)
 
