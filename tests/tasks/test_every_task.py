@@ -20,6 +20,7 @@ from wellposed.tasks import (
     Denoise,
     MaskedModel,
     NextToken,
+    Policy,
     Prefer,
     Regress,
     Residual,
@@ -92,6 +93,11 @@ def preferences(reference: bool) -> Case:
     return Case(model, Prefer(label_smoothing=0.1), ids | masks | known)
 
 
+def policy(*known: str, **settings: Any) -> Case:
+    batch = {"ids": torch.randint(V, (B, T)), "mask": uneven_mask(), "advantage": torch.randn(B)}
+    return Case(language(), Policy(**settings), batch | {key: -3 * torch.rand(B, T) for key in known})
+
+
 def denoising(*args: Any, **kwargs: Any) -> Case:
     task = Denoise(*args, steps=10, **kwargs)
     return Case(Denoiser(), task, task.draw(torch.randn(B, 4)))
@@ -130,6 +136,9 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "prefer": lambda: preferences(reference=True),
     "prefer, precomputed": lambda: preferences(reference=False),
+    "grpo": lambda: policy("sampled_log_probs"),
+    "grpo, reference": lambda: policy("sampled_log_probs", kl=0.1, reference=language(), average="token"),
+    "reinforce": lambda: policy("reference_log_probs", clip=None, kl=0.1, average="sum"),
     "residual": lambda: Case(
         mlp(1, 1), Residual(poisson, {"edge": (edge, 2.0)}), {"x": torch.rand(B, 1), "edge": torch.rand(B // 3, 1)}
     ),
@@ -140,7 +149,7 @@ CASES: dict[str, Callable[[], Case]] = {
 def case(request: pytest.FixtureRequest) -> Case:
     torch.manual_seed(0)
     made = CASES[request.param]()
-    if isinstance(made.task, Prefer) and made.task.reference is not None:
+    if isinstance(made.task, Prefer | Policy) and made.task.reference is not None:
         made.task.reference.double()
     made.model.double()
     made.batch = {k: v.double() if v.is_floating_point() else v for k, v in made.batch.items()}

@@ -6,7 +6,8 @@ from .denoise import Denoise
 from .masked import MaskedModel
 from .next_token import NextToken
 from .noise_levels import cosine_betas, linear_betas
-from .prefer import Prefer, dpo_loss, sequence_log_probs
+from .policy import Policy, answer_entropy, group_advantages
+from .prefer import Prefer, dpo_loss, sequence_log_probs, token_log_probs
 from .regress import Regress
 from .residual import Residual, laplacian
 from .two_views import TwoViews, nt_xent
@@ -18,15 +19,19 @@ __all__ = [
     "Denoise",
     "MaskedModel",
     "NextToken",
+    "Policy",
     "Prefer",
     "Regress",
     "Residual",
     "TwoViews",
+    "answer_entropy",
     "cosine_betas",
     "dpo_loss",
+    "group_advantages",
     "laplacian",
     "linear_betas",
     "normal_kl",
     "nt_xent",
     "sequence_log_probs",
+    "token_log_probs",
 ]

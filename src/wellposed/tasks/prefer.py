@@ -11,8 +11,8 @@ from .classify import logits_of
 from .targets import cross_entropy
 
 
-def sequence_log_probs(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Log-probability of the masked tokens of each sequence, each given all tokens before it.
+def token_log_probs(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Log-probability of each masked token, given all tokens before it; 0 at the others.
 
     Args:
         logits: (B, T, V); ``logits[:, t]`` predicts ``ids[:, t + 1]``, so the first token is never counted.
@@ -20,10 +20,15 @@ def sequence_log_probs(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         mask: (B, T), true at the tokens that count (the answer, not the prompt nor padding).
 
     Returns:
-        sum over tokens, shape (B,), in float32 or wider.
+        shape (B, T), in float32 or wider.
     """
     wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
-    return -cross_entropy(wide, ids[:, 1:]).masked_fill(~mask[:, 1:].bool(), 0).sum(1)
+    return F.pad(-cross_entropy(wide, ids[:, 1:]).masked_fill(~mask[:, 1:].bool(), 0), (1, 0))
+
+
+def sequence_log_probs(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Log-probability of the masked tokens of each sequence: the sum of ``token_log_probs``, shape (B,)."""
+    return token_log_probs(logits, ids, mask).sum(1)
 
 
 def dpo_loss(margin: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
