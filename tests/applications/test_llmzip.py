@@ -148,7 +148,7 @@ def test_files_are_as_long_as_the_quantised_law_says() -> None:
     for seed in range(5):
         symbols = some_symbols(500, seed)
         bits = codelength(symbols, fixed_law, quantised=True)
-        file = 8 * (len(lm_compress(symbols, fixed_law)) - 15)  # 12 bytes, two of length and one of mode
+        file = 8 * (len(lm_compress(symbols, fixed_law)) - 15)  # 13 bytes, and two that say how many symbols
         assert bits - 1 < file < bits + 2 + 8  # up to 7 bits fill the last byte
         assert codelength(symbols, fixed_law) == pytest.approx(bits, abs=500 * 4 / 2**27)
     surprise = [3, 0, 0]  # impossible at first: 30 bits, not endless

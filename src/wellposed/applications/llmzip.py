@@ -67,8 +67,8 @@ def lm_compress(symbols: bytes | Tensor | Sequence[int], model: Model, mode: Mod
         with next to no smoothing.
 
     Avoid:
-        Ranks with a weak model: they came out longer than zlib's own code of the text (3.2 against 2.7 bits a
-        character under counts of order 5). Another machine, device, version or number of threads for decoding
+        A model that predicts worse than zlib's memory serves: ranks under counts of order 5 took 3.0 bits a letter, a
+        transformer of 60 000 weights trained for seconds 2.9, zlib 2.6. Another machine, device, version or number of threads for decoding
         with a net: a law that differs in one bit loses the rest of the text, which the checksum tells.
         Speed: one pass of the model for each symbol, in both directions.
 
@@ -80,7 +80,7 @@ def lm_compress(symbols: bytes | Tensor | Sequence[int], model: Model, mode: Mod
 
     Reference:
         Valmeekam and others 2023, LLMZip: Lossless Text Compression using Large Language Models, arXiv 2306.04050.
-        The bound is of the quantised law q; the file has 12 bytes and its length beside it. The coder is that of
+        The bound is of the quantised law q; the file has 13 bytes and the number of symbols beside the code. The coder is that of
         Witten, Neal, Cleary 1987.
 
     Args:
