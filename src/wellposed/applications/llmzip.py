@@ -68,9 +68,9 @@ def lm_compress(symbols: bytes | Tensor | Sequence[int], model: Model, mode: Mod
 
     Avoid:
         A model that predicts worse than zlib's memory serves: ranks under counts of order 5 took 3.0 bits a letter, a
-        transformer of 60 000 weights trained for seconds 2.9, zlib 2.6. Another machine, device, version or number of threads for decoding
-        with a net: a law that differs in one bit loses the rest of the text, which the checksum tells.
-        Speed: one pass of the model for each symbol, in both directions.
+        transformer of 60 000 weights trained for seconds 2.9, zlib 2.6. Another machine, device, version or number of
+        threads for decoding with a net: a law that differs in one bit loses the rest of the text, which the checksum
+        tells. Speed: one pass of the model for each symbol, in both directions.
 
     Defaults:
         Arithmetic code, laws of 30 bits with at least 2^-30 for each symbol.
@@ -80,8 +80,8 @@ def lm_compress(symbols: bytes | Tensor | Sequence[int], model: Model, mode: Mod
 
     Reference:
         Valmeekam and others 2023, LLMZip: Lossless Text Compression using Large Language Models, arXiv 2306.04050.
-        The bound is of the quantised law q; the file has 13 bytes and the number of symbols beside the code. The coder is that of
-        Witten, Neal, Cleary 1987.
+        The bound is of the quantised law q; the file has 13 bytes and the number of symbols beside the code. The coder
+        is that of Witten, Neal, Cleary 1987.
 
     Args:
         symbols: bytes, or ids (N,) from 0 to V - 1.
