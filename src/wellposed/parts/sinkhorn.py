@@ -25,7 +25,7 @@ NEAR = 0.1  # marginal error below which over-relaxation is safe
 
 
 class NotConverged(RuntimeError):
-    """The marginals are further from the weights than was asked for."""
+    """A solver ended further from the solution than was asked for."""
 
 
 @dataclass(frozen=True)
