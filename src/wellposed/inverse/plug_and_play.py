@@ -85,8 +85,9 @@ def plug_and_play(
 
     Reference:
         Fang, Buchanan, Sulam 2023, What's in a Prior? Learned Proximal Networks for Inverse Problems,
-        arXiv 2310.14344, section 3.4 (descent: Theorem 3.5 and the weight below 1 / ||A||^2). ADMM is written with
-        the data's weight in place of the penalty parameter rho = 1 / weight.
+        arXiv 2310.14344, for learned proximal networks. A descent step is one of proximal gradient for weight times
+        the misfit plus phi, hence weight < 1 / ||A||^2 even where phi is not convex. ADMM is written with the data's
+        weight in place of the penalty parameter rho = 1 / weight.
 
     Args:
         y: measurements (B, ...).

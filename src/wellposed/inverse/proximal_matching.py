@@ -20,7 +20,7 @@ def proximal_matching(prediction: Tensor, y: Tensor, gamma: float) -> Tensor:
         gamma: width, in units of the root mean square error; above 0.
 
     Returns:
-        shape (B,), from 0 to 1; Fang, Buchanan, Sulam 2023 (arXiv 2310.14344), Eq. 3.4 without its constants.
+        shape (B,), from 0 to 1; Fang, Buchanan, Sulam 2023 (arXiv 2310.14344), without its constants.
     """
     wide = torch.promote_types(prediction.dtype, torch.float32)
     error = (prediction - y).to(wide).square()
@@ -56,7 +56,7 @@ class ProximalMatching(Method, paper="learned-proximal-network"):
 
     Reference:
         Fang, Buchanan, Sulam 2023, What's in a Prior? Learned Proximal Networks for Inverse Problems,
-        arXiv 2310.14344, section 3.2 and its implementation details. The paper's gamma is sqrt(n) times this one.
+        arXiv 2310.14344, section 3, without the constants of its loss. The paper's gamma is sqrt(n) times this one.
 
     Args:
         gamma: last width, in units of the root mean square error of a sample.
