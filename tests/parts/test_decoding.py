@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -150,6 +151,35 @@ def test_evaluation_mode_for_the_time_and_no_gradient() -> None:
     assert model.training
     assert model.dropout.training
     assert not a.log_probs.requires_grad
+
+
+class Remembering(Mixer):
+    """The same with outputs as a Hugging Face model's, and a memory of what it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor, past_key_values: Tensor | None = None) -> Any:
+        self.seen.append(x.shape[1])
+        x = x if past_key_values is None else torch.cat([past_key_values, x], 1)
+        logits = super().forward(x)
+        return SimpleNamespace(logits=logits[:, -1:] if past_key_values is not None else logits, past_key_values=x)
+
+
+def test_a_model_with_memory_sees_each_token_once() -> None:
+    ids, model = torch.tensor([[1, 2, 0], [3, 1, 4]]), Remembering().double()
+    plain = generate(Mixer().double(), ids, 6, group=2, generator=draws(), stop=0)
+    found = generate(model, ids, 6, group=2, generator=draws(), stop=0)
+    assert torch.equal(found.ids, plain.ids)
+    torch.testing.assert_close(found.log_probs, plain.log_probs, rtol=0, atol=1e-14)
+    assert model.seen == [3, 1, 1, 1, 1, 1][: len(model.seen)]
+    assert len(model.seen) > 2
+    model.seen = []
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    ragged = generate(model, ids, 3, mask=mask, generator=draws())
+    assert torch.equal(ragged.ids, generate(Mixer().double(), ids, 3, mask=mask, generator=draws()).ids)
+    assert model.seen == [3, 4, 5]
 
 
 def test_half_precision_scores_are_float32() -> None:

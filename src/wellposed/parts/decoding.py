@@ -94,7 +94,7 @@ def compacted(ids: Tensor, mask: Tensor, pad: int = 0) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def generate(
-    model: Callable[[Tensor], Any],
+    model: Callable[..., Any],
     ids: Tensor,
     steps: int,
     *,
@@ -112,6 +112,9 @@ def generate(
     The model sees ids only, each row's tokens from place 0 on without a gap: padding, on whichever side, is moved
     behind them, where a causal model does not look. So prompts of different lengths need no attention mask and no
     positions, and a row's continuation has the law it has alone.
+
+    If all prompts are as long, and the model's output has ``past_key_values`` (a Hugging Face transformer's), these are
+    handed back to it with the next token, so that nothing is computed twice.
 
     Args:
         model: causal; ids (R, T) to logits (R, T, V), or to an object with ``.logits`` (a Hugging Face model). A module
@@ -146,11 +149,18 @@ def generate(
     sampled = torch.zeros_like(text, dtype=torch.bool)
     stops = None if stop is None else torch.tensor([stop] if isinstance(stop, int) else list(stop), device=ids.device)
     going = torch.ones_like(rows, dtype=torch.bool)
+    together, cache = int(lengths.min()) == longest, None
     scores: list[tuple[Tensor, Tensor]] = []  # of each step, (R,)
     with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
         for done in range(steps):
             last = lengths + done - 1
-            logits = logits_of(model(text[:, : longest + done]))[rows, last]
+            if cache is None:
+                out = model(text[:, : longest + done])
+                logits = logits_of(out)[rows, last]
+            else:
+                out = model(text[:, longest + done - 1 : longest + done], past_key_values=cache)
+                logits = logits_of(out)[:, -1]
+            cache = getattr(out, "past_key_values", None) if together else None
             law = restricted_log_probs(logits, temperature, top_k, top_p)
             token = torch.multinomial(law.exp(), 1, generator=generator)
             plain = restricted_log_probs(logits)
