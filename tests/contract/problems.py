@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import wellposed as wp
 from wellposed.core.registry import catalogue
 from wellposed.generative.latent_quantization import LatentQuantizer
+from wellposed.science.neural_ode import NeuralODE
 
 ROWS, CLASSES, VOCABULARY = 12, 3, 7
 METHODS = [name for name, cls in catalogue().items() if cls.__module__.startswith("wellposed.")]
@@ -74,6 +75,10 @@ def build(kind: str, norm: bool) -> nn.Module:
         return nn.Sequential(
             nn.Linear(6, 16), normed, nn.ReLU(), nn.Linear(16, 4), LatentQuantizer(4, 5), nn.Linear(4, CLASSES)
         )
+    if kind == "ode":
+        field = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
+        normed = nn.BatchNorm1d(4) if norm else nn.LayerNorm(4)
+        return nn.Sequential(nn.Linear(6, 4), NeuralODE(field, rtol=1e-3, atol=1e-3), normed, nn.Linear(4, CLASSES))
     return {"rnn": Recurrent, "denoiser": Denoiser}[kind]()
 
 
@@ -87,6 +92,7 @@ SHAPES = {
     "restorer": (6,),
     "views": (6,),
     "quantized": (6,),
+    "ode": (6,),
     "preference": (5,),
     "autoencoder": (6,),
     "variational": (6,),

@@ -205,8 +205,8 @@ def test_objective_gradient_is_its_derivative(name: str) -> None:
 
 @each
 def test_compiled_equals_eager(name: str) -> None:
-    if trial_kind(name) == "rnn":
-        pytest.skip("torch.compile runs nn.RNN eagerly")
+    if trial_kind(name) in ("rnn", "ode"):
+        pytest.skip("torch.compile runs nn.RNN and solvers eagerly")
     torch._dynamo.reset()
     eager = trial_of(name).run(2)
     compiled = trial_of(name, wrap=lambda m: torch.compile(m, backend="aot_eager")).run(2)

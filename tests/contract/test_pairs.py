@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*couples the samples of a batch
 
 def all_pairs() -> list[tuple[str, str]]:
     """Pairs of techniques whose examples work on one kind of model."""
-    plain = {"mlp": {"mlp", "normed"}, "conv": {"conv"}}
+    plain = {"mlp": {"mlp", "normed"}, "conv": {"conv"}, "ode": {"mlp", "normed", "ode"}}
 
     def fits(a: str, b: str) -> bool:
         kinds = {kind_of(a), kind_of(b)}
@@ -53,7 +53,7 @@ PAIRS = all_pairs() if os.environ.get("WELLPOSED_PAIRS") == "all" else sample()
 
 
 def together(a: str, b: str) -> Trial:
-    kind = "conv" if "conv" in (kind_of(a), kind_of(b)) else kind_of(a)
+    kind = next((k for k in ("conv", "ode") if k in (kind_of(a), kind_of(b))), kind_of(a))
     return trial(lambda: [make_method(a), make_method(b)], kind, norm=True)
 
 
