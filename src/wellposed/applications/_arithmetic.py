@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -22,9 +24,10 @@ def integer_law(law: ArrayLike) -> NDArray[np.int64]:
         ValueError: for what is no law, or too many symbols.
     """
     p = np.asarray(law, dtype=np.float64)
-    if p.ndim != 1 or not 0 < len(p) <= TOTAL // 2 or not (p >= 0).all() or not abs(p.sum() - 1) < 1e-6:
-        raise ValueError(f"a law is probabilities (V,) that sum to 1; got shape {p.shape} with sum {p.sum():g}")
-    counts = np.floor(p * ((TOTAL - len(p)) / p.sum())).astype(np.int64) + 1
+    total = math.fsum(p.flat)  # rounded once, in whatever order a machine would add
+    if p.ndim != 1 or not 0 < len(p) <= TOTAL // 2 or not (p >= 0).all() or not abs(total - 1) < 1e-6:
+        raise ValueError(f"a law is probabilities (V,) that sum to 1; got shape {p.shape} with sum {total:g}")
+    counts = np.floor(p * ((TOTAL - len(p)) / total)).astype(np.int64) + 1
     counts[counts.argmax()] += TOTAL - counts.sum()  # a few units of 2^-30 that rounding left
     return counts
 

@@ -81,12 +81,12 @@ class CausalPredictor:
         ids = torch.tensor([[self.start_id, *self.history[-self.memory :]]], device=self._device())
         with evaluating(self.model):
             logits = logits_of(self.model(ids))
-        return logits[0, -1].double().softmax(-1).cpu().numpy()
+        return logits[0, -1].cpu().double().softmax(-1).numpy()
 
     @torch.no_grad()
     def log_probs(self, ids: Tensor, rows: int = 64) -> Tensor:
-        """Log-probabilities of the symbols of a whole text, (N,) float64: several places a pass, so only nearly those
-        of ``law``."""
+        """Log-probabilities of the symbols of a whole text, (N,): several places a pass, so only nearly those of
+        ``law``."""
         ids = ids.to(self._device())
         window = self.memory + 1
         padded = torch.cat([ids.new_tensor([self.start_id]), ids])
@@ -98,7 +98,7 @@ class CausalPredictor:
                 self._of_targets(torch.cat([s, x], 1), y[:, None], last=True)[:, 0]
                 for s, x, y in zip(*(torch.split(v, rows) for v in (starts, later, ids[window:])), strict=True)
             ]
-        return torch.cat([first, *rest])
+        return torch.cat([first, *rest]).cpu().double()
 
     def _device(self) -> torch.device:
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
@@ -107,7 +107,8 @@ class CausalPredictor:
         logits: Tensor = logits_of(self.model(x))
         if last:
             logits = logits[:, -1:]
-        return logits[:, : y.shape[1]].double().log_softmax(-1).gather(2, y[..., None])[..., 0]
+        logits = logits[:, : y.shape[1]].to(torch.promote_types(logits.dtype, torch.float32))
+        return logits.log_softmax(-1).gather(2, y[..., None])[..., 0]
 
 
 class WittenBell:
