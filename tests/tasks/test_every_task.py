@@ -18,6 +18,9 @@ from wellposed.tasks import (
     Autoencoder,
     Classify,
     Denoise,
+    Discriminate,
+    Generate,
+    Likelihood,
     MaskedModel,
     NextToken,
     Policy,
@@ -49,6 +52,17 @@ class Same(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
+
+
+class Isotropic(nn.Module):
+    """Log-density of a normal law with one variance, up to a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.log_scale = nn.Parameter(torch.zeros(6)), nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (-((x - self.mean) / self.log_scale.exp()).square() / 2 - self.log_scale).sum(1)
 
 
 @dataclass
@@ -139,6 +153,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "grpo": lambda: policy("sampled_log_probs"),
     "grpo, reference": lambda: policy("sampled_log_probs", kl=0.1, reference=language(), average="token"),
     "reinforce": lambda: policy("reference_log_probs", clip=None, kl=0.1, average="sum"),
+    "discriminate": lambda: Case(mlp(6, 1), Discriminate(mlp(3, 6)), {"x": torch.randn(B, 6), "z": torch.randn(B, 3)}),
+    "generate": lambda: Case(mlp(3, 6), Generate(mlp(6, 1)), {"x": torch.randn(B, 6), "z": torch.randn(B, 3)}),
+    "likelihood": lambda: Case(Isotropic(), Likelihood(), {"x": torch.randn(B, 6)}),
     "residual": lambda: Case(
         mlp(1, 1), Residual(poisson, {"edge": (edge, 2.0)}), {"x": torch.rand(B, 1), "edge": torch.rand(B // 3, 1)}
     ),
@@ -149,9 +166,9 @@ CASES: dict[str, Callable[[], Case]] = {
 def case(request: pytest.FixtureRequest) -> Case:
     torch.manual_seed(0)
     made = CASES[request.param]()
-    if isinstance(made.task, Prefer | Policy) and made.task.reference is not None:
-        made.task.reference.double()
-    made.model.double()
+    for model in (made.model, *vars(made.task).values()):  # a task may hold another player, or a reference
+        if isinstance(model, nn.Module):
+            model.double()
     made.batch = {k: v.double() if v.is_floating_point() else v for k, v in made.batch.items()}
     return made
 

@@ -1,8 +1,10 @@
 """Tasks: what is learned. Each is a forward with named outputs and a loss with one value per sample."""
 
+from .adversarial import Discriminate, Generate, discriminator_loss, generator_loss
 from .autoencode import Autoencode, Autoencoder, normal_kl
 from .classify import Classify
 from .denoise import Denoise
+from .likelihood import Likelihood
 from .masked import MaskedModel
 from .next_token import NextToken
 from .noise_levels import cosine_betas, linear_betas
@@ -17,6 +19,9 @@ __all__ = [
     "Autoencoder",
     "Classify",
     "Denoise",
+    "Discriminate",
+    "Generate",
+    "Likelihood",
     "MaskedModel",
     "NextToken",
     "Policy",
@@ -26,7 +31,9 @@ __all__ = [
     "TwoViews",
     "answer_entropy",
     "cosine_betas",
+    "discriminator_loss",
     "dpo_loss",
+    "generator_loss",
     "group_advantages",
     "laplacian",
     "linear_betas",
