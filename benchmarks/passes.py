@@ -129,14 +129,14 @@ def penalty_by_hand(size: Callable[[Tensor], Tensor], strength: float) -> Callab
     return step
 
 
-def peers() -> list[dict[str, Any]]:
-    by_hand: dict[str, Callable[[], float]] = {
+def by_hand() -> list[dict[str, Any]]:
+    loops: dict[str, Callable[[], float]] = {
         "SAM": sam_by_hand(),
         "L1": penalty_by_hand(lambda p: p.abs().sum(), 1e-4),
         "L2": penalty_by_hand(lambda p: p.square().sum() / 2, 1e-4),
     }
     rows = []
-    for name, loop in by_hand.items():
+    for name, loop in loops.items():
         row = {"name": name, **race(loop, composed("mlp", method_for(name)), rounds=25, steps=16)}
         rows.append(row)
         print(
@@ -148,5 +148,5 @@ def peers() -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    json.dump({"machine": machine(), "passes": measure(), "peers": peers()}, sys.stdout, indent=1)
+    json.dump({"machine": machine(), "passes": measure(), "by_hand": by_hand()}, sys.stdout, indent=1)
     print()

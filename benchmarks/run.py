@@ -13,6 +13,7 @@ import torch
 
 import overhead
 import passes
+import peers
 from timing import machine
 
 if __name__ == "__main__":
@@ -21,7 +22,8 @@ if __name__ == "__main__":
         "machine": machine(),
         "overhead": overhead.measure(),
         "passes": passes.measure(),
-        "peers": passes.peers(),
+        "by_hand": passes.by_hand(),
+        "peers": peers.measure(),
     }
     path = Path(__file__).with_name("results.json")
     path.write_text(json.dumps(results, indent=1) + "\n")
