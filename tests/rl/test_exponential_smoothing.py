@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import wellposed as wp
-from wellposed.papers.bandits import Bandit, Logs, linear_scores, of_classes, with_constant
+from wellposed.papers.bandits import Bandit, Logs, of_classes
 from wellposed.rl.exponential_smoothing import (
     GaussianArgmax,
     SmoothedIPS,
@@ -109,6 +109,15 @@ def test_any_network_learns_a_better_policy_than_the_one_that_logged(kind: str) 
 
 
 # ---- the certificate
+def test_features_neither_train_nor_count_the_data() -> None:
+    policy = GaussianArgmax(nn.BatchNorm1d(5), 5, 4)
+    x = torch.randn(8, 5)
+    torch.testing.assert_close(policy(x)[:3], policy(x[:3]))
+    torch.autograd.backward(policy(x)[:, 0].sum())
+    assert [name for name, p in policy.named_parameters() if p.grad is not None] == ["weight"]
+    assert policy.features.training
+
+
 def test_probability_of_the_largest_normal() -> None:
     """Of two: Phi((m_1 - m_2) / (s sqrt 2)); of several against many draws; of equal means 1/K."""
     mean, spread = torch.tensor([[0.3, -0.5]], dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64)
@@ -209,21 +218,3 @@ def test_what_no_bound_is_for() -> None:
         off_policy_bound(pi, pi, action, torch.ones(3), 0.0)
     with pytest.raises(ValueError, match=r"delta in \(0, 1\)"):
         off_policy_bound(pi, pi, action, -torch.ones(3), 0.0, delta=0.0)
-
-
-# ---- the arena
-def test_logistic_regression_is_at_its_optimum() -> None:
-    bandit, _ = world()
-    y = bandit.cost.argmin(-1)
-    weight = linear_scores(bandit.x, y, 4).requires_grad_()
-    fit = nn.functional.cross_entropy(with_constant(bandit.x) @ weight.T, y) + 1e-2 * weight.square().sum()
-    (slope,) = torch.autograd.grad(fit, weight)
-    assert slope.abs().max() < 1e-3
-
-
-def test_logs_are_what_the_policy_did() -> None:
-    bandit, logging = world()
-    logs = bandit.logged(logging, 20_000, torch.Generator().manual_seed(0))
-    assert torch.equal(logs.propensity, logs.logging[torch.arange(20_000), logs.action])
-    right = logs.cost.mean()
-    assert abs(right - bandit.risk(logging)) < 5 * math.sqrt(0.25 / 20_000)

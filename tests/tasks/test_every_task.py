@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wellposed import Recipe, Task
 from wellposed.diffusion.masked_diffusion import MaskedDiffusion
+from wellposed.rl.exponential_smoothing import SmoothedIPS
 from wellposed.tasks import (
     Autoencode,
     Autoencoder,
@@ -156,6 +157,16 @@ CASES: dict[str, Callable[[], Case]] = {
     "discriminate": lambda: Case(mlp(6, 1), Discriminate(mlp(3, 6)), {"x": torch.randn(B, 6), "z": torch.randn(B, 3)}),
     "generate": lambda: Case(mlp(3, 6), Generate(mlp(6, 1)), {"x": torch.randn(B, 6), "z": torch.randn(B, 3)}),
     "likelihood": lambda: Case(Isotropic(), Likelihood(), {"x": torch.randn(B, 6)}),
+    "smoothed propensities": lambda: Case(
+        mlp(6, 3),
+        SmoothedIPS(),
+        {
+            "x": torch.randn(B, 6),
+            "action": torch.arange(B) % 3,
+            "cost": -torch.rand(B),
+            "propensity": 1 - torch.rand(B),
+        },
+    ),
     "residual": lambda: Case(
         mlp(1, 1), Residual(poisson, {"edge": (edge, 2.0)}), {"x": torch.rand(B, 1), "edge": torch.rand(B // 3, 1)}
     ),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import implements
+from ..core.modes import evaluating
 from ..core.task import Batch, Outputs, Task
 from ..tasks.classify import logits_of
 
@@ -256,7 +257,8 @@ class GaussianArgmax(nn.Module):
         self.weight = nn.Parameter(start.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        found = self.features(x)
+        with evaluating(self.features), torch.no_grad():  # statistics of the logged data must not enter
+            found = self.features(x)
         norm = torch.linalg.vector_norm(found, dim=-1).clamp_min(torch.finfo(found.dtype).eps)
         return argmax_probabilities(found @ self.weight.T, self.sigma * norm)
 
