@@ -46,8 +46,8 @@ class RPO(Method, paper="rpo"):
 
     Helps:
         Long training on preferences that cover the answers unevenly: a rare answer that won its one comparison is
-        over-optimised by DPO, and the reward ends below the reference's. There log pi(chosen) fell from -2 to -6 without
-        the term and to -2.1 with it, and the reward stayed.
+        over-optimised by DPO, and the reward ends below the reference's. There log pi(chosen) fell from -2 to -6
+        without the term and to -2.1 with it, and the reward stayed.
 
     Avoid:
         In place of early stopping where the true reward can be watched: against DPO stopped at its best step it gained
