@@ -47,7 +47,8 @@ class InputPerturbation(Method, paper="ddpm-ip"):
 
     Avoid:
         Models that fit well: they learn another denoiser, the one of noise sqrt(1 + gamma^2) times as large, divided by
-        sqrt(1 + gamma^2). On eight Gaussians in the plane samples became slightly worse, twice, in five seeds of five.
+        sqrt(1 + gamma^2). On eight Gaussians in the plane samples were no better after short training, and slightly
+        worse after long.
 
     Defaults:
         gamma 0.1, the paper's (0.15 for CIFAR-10).
