@@ -152,6 +152,7 @@ def test_files_are_as_long_as_the_quantised_law_says() -> None:
         assert bits - 1 < file < bits + 2 + 8  # up to 7 bits fill the last byte
         assert codelength(symbols, fixed_law) == pytest.approx(bits, abs=500 * 4 / 2**27)
     surprise = [3, 0, 0]  # impossible at first: 30 bits, not endless
+    assert codelength(surprise, fixed_law) == math.inf
     assert codelength(surprise, fixed_law, quantised=True) > 30
     assert lm_decompress(lm_compress(surprise, fixed_law), fixed_law).tolist() == surprise
 

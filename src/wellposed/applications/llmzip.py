@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
@@ -30,16 +31,19 @@ def codelength(symbols: bytes | Tensor | Sequence[int], model: Model, quantised:
         model: as of ``lm_compress``. Of a ``CausalPredictor`` several places are computed in one pass.
         quantised: under the integer laws that ``lm_compress`` codes with, and symbol by symbol as it does. Its file's
             arithmetic code is at most two bits longer.
+
+    Returns:
+        bits; infinite, unless quantised, where the model holds a symbol to be impossible.
     """
     ids = as_symbols(symbols)
     if isinstance(model, CausalPredictor) and not quantised:
-        return -float(model.log_probs(torch.tensor(ids, dtype=torch.long)).sum()) / float(np.log(2)) if ids else 0.0
+        return -float(model.log_probs(torch.tensor(ids, dtype=torch.long)).sum()) / math.log(2) if ids else 0.0
     bits = 0.0
     for law, symbol in _laws(ids, model):
         if quantised:
-            bits += TOTAL_BITS - float(np.log2(integer_law(law)[symbol]))
+            bits += TOTAL_BITS - math.log2(integer_law(law)[symbol])
         else:
-            bits -= float(np.log2(law[symbol]))
+            bits -= math.log2(law[symbol]) if law[symbol] > 0 else -math.inf
     return bits
 
 
