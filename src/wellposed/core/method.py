@@ -67,7 +67,8 @@ class Method(nn.Module):
         example: settings for a small trial (the contract suite's): field values, and under ``"model"`` the kind of
             model it needs: ``"mlp"`` (default), ``"normed"`` (with BatchNorm), ``"conv"``, ``"rnn"``,
             ``"denoiser"``, ``"regressor"``, ``"restorer"`` (whose outputs are like its inputs), ``"views"`` (of
-            ``TwoViews``), ``"preference"`` (of ``Prefer``), ``"autoencoder"`` or ``"variational"`` (of ``Autoencode``).
+            ``TwoViews``), ``"preference"`` (of ``Prefer``), ``"autoencoder"`` or ``"variational"`` (of ``Autoencode``),
+            ``"ode"`` (with a ``NeuralODE``).
         strength: factor of the penalty, a number or a schedule; a field only where there is a penalty.
     """
 
