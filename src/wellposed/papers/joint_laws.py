@@ -51,6 +51,19 @@ class CorrelatedGaussians:
     def critic(self, x: Tensor, y: Tensor) -> Tensor:
         return _log_ratio(x, y, self.rho).sum(-1)
 
+    def noise(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
+        """The best estimate of the noise in x_t = alpha x + sigma noise, where y is known or not; of y_t likewise."""
+        if y is None:
+            return sigma * x_t / (alpha**2 + sigma**2)
+        return sigma * (x_t - alpha * self.rho * y) / (alpha**2 * (1 - self.rho**2) + sigma**2)
+
+    def joint_noise(self, both: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The best estimate of the noise in x_t and y_t, side by side: sums and differences are independent."""
+        x_t, y_t = both.chunk(2, 1)
+        total = sigma * (x_t + y_t) / (alpha**2 * (1 + self.rho) + sigma**2)
+        apart = sigma * (x_t - y_t) / (alpha**2 * (1 - self.rho) + sigma**2)
+        return torch.cat([total + apart, total - apart], 1) / 2
+
 
 @dataclass(frozen=True)
 class MixedCorrelations:
