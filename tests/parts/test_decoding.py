@@ -175,11 +175,35 @@ def test_a_model_with_memory_sees_each_token_once() -> None:
     torch.testing.assert_close(found.log_probs, plain.log_probs, rtol=0, atol=1e-14)
     assert model.seen == [3, 1, 1, 1, 1, 1][: len(model.seen)]
     assert len(model.seen) > 2
-    model.seen = []
-    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
-    ragged = generate(model, ids, 3, mask=mask, generator=draws())
-    assert torch.equal(ragged.ids, generate(Mixer().double(), ids, 3, mask=mask, generator=draws()).ids)
-    assert model.seen == [3, 4, 5]
+
+
+def test_a_model_with_memory_reads_on_while_shorter_prompts_are_continued() -> None:
+    ids, mask = torch.tensor([[0, 0, 3], [0, 1, 2], [3, 1, 4]]), torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 1]])
+    for stop in (None, 2):
+        model = Remembering().double()
+        plain = generate(Mixer().double(), ids, 4, mask=mask, temperature=0.0, stop=stop)
+        found = generate(model, ids, 4, mask=mask, temperature=0.0, stop=stop)
+        assert torch.equal(found.ids, plain.ids)
+        assert torch.equal(found.sampled, plain.sampled)
+        torch.testing.assert_close(found.log_probs, plain.log_probs, rtol=0, atol=1e-14)
+        assert set(model.seen) == {1}
+        assert len(model.seen) <= 6
+    warm = generate(Remembering().double(), ids, 4, mask=mask, group=2, generator=draws())
+    again = sequence_log_probs(Mixer().double()(warm.ids), warm.ids, warm.sampled)
+    torch.testing.assert_close(warm.log_probs.sum(1), again, rtol=0, atol=1e-13)
+
+
+def test_a_short_prompt_may_be_continued_for_longer() -> None:
+    def successor(ids: Tensor) -> Tensor:
+        return 100 * nn.functional.one_hot((ids + 1) % 10, 10).double()
+
+    ids = torch.tensor([[1, 0, 0], [4, 5, 6]])
+    out = generate(successor, ids, 9, mask=torch.tensor([[1, 0, 0], [1, 1, 1]]), stop=7, pad=9, generator=draws())
+    assert out.ids.tolist() == [[1, 2, 3, 4, 5, 6, 7], [4, 5, 6, 7, 9, 9, 9]]
+    assert out.continuations(pad=-1)[0].tolist() == [[2, 3, 4, 5, 6, 7], [7, -1, -1, -1, -1, -1]]
+    short = generate(successor, ids, 9, mask=torch.tensor([[1, 0, 0], [1, 1, 1]]), stop=(2, 7, 8), generator=draws())
+    assert short.ids.tolist() == [[1, 2, 0, 0], [4, 5, 6, 7]]
+    assert short.continuations()[0].tolist() == [[2], [7]]
 
 
 def test_half_precision_scores_are_float32() -> None:

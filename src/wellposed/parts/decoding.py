@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -36,9 +36,10 @@ class Generated:
 
     def continuations(self, pad: int = 0) -> tuple[Tensor, Tensor]:
         """The continuations by themselves, each from the left: ids (R, N) and where they are tokens (R, N)."""
-        rows, steps = self.ids.shape[0], self.ids.shape[1] - int(self.lengths.max())
-        places = self.lengths[:, None] + torch.arange(steps, device=self.ids.device).expand(rows, steps)
-        real = self.sampled.gather(1, places)
+        count = self.sampled.sum(1, keepdim=True)
+        order = torch.arange(int(count.max()), device=self.ids.device)
+        real = order < count
+        places = (self.lengths[:, None] + order).clamp(max=self.ids.shape[1] - 1)
         return self.ids.gather(1, places).masked_fill(~real, pad), real
 
 
@@ -113,8 +114,9 @@ def generate(
     behind them, where a causal model does not look. So prompts of different lengths need no attention mask and no
     positions, and a row's continuation has the law it has alone.
 
-    If all prompts are as long, and the model's output has ``past_key_values`` (a Hugging Face transformer's), these are
-    handed back to it with the next token, so that nothing is computed twice.
+    If the model's output has ``past_key_values`` (a Hugging Face transformer's), these are handed back to it with the
+    next token, so that nothing is computed twice. It then reads prompts that are longer than the shortest token by
+    token, while shorter ones are continued already.
 
     Args:
         model: causal; ids (R, T) to logits (R, T, V), or to an object with ``.logits`` (a Hugging Face model). A module
@@ -129,7 +131,7 @@ def generate(
         generator: of the draws, on the device of ``ids``.
 
     Returns:
-        ``Generated``, as long as the longest row may be; shorter if all stopped before.
+        ``Generated``, as long as its longest row.
 
     Raises:
         ValueError: for ids or a mask of the wrong shape, a prompt without tokens, or a number out of its range.
@@ -144,40 +146,43 @@ def generate(
     prompts, lengths = compacted(ids.repeat_interleave(group, 0), mask.repeat_interleave(group, 0), pad)
     if not len(prompts) or int(lengths.min()) == 0:
         raise ValueError("a prompt without tokens has nothing to continue; begin it with a start token")
-    longest, rows = int(lengths.max()), torch.arange(len(prompts), device=ids.device)
-    text = torch.cat([prompts[:, :longest], prompts.new_full((len(prompts), steps), pad)], 1)
+    rows, room = torch.arange(len(prompts), device=ids.device), int(lengths.max()) + steps
+    text = torch.full((len(prompts), room), pad, dtype=ids.dtype, device=ids.device)
+    text[:, : room - steps] = prompts[:, : room - steps]
     sampled = torch.zeros_like(text, dtype=torch.bool)
     stops = None if stop is None else torch.tensor([stop] if isinstance(stop, int) else list(stop), device=ids.device)
     going = torch.ones_like(rows, dtype=torch.bool)
-    together, cache = int(lengths.min()) == longest, None
-    scores: list[tuple[Tensor, Tensor]] = []  # of each step, (R,)
+    scores: tuple[Tensor, Tensor] | None = None
     with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
-        for done in range(steps):
-            last = lengths + done - 1
-            if cache is None:
-                out = model(text[:, : longest + done])
-                logits = logits_of(out)[rows, last]
-            else:
-                out = model(text[:, longest + done - 1 : longest + done], past_key_values=cache)
-                logits = logits_of(out)[:, -1]
-            cache = getattr(out, "past_key_values", None) if together else None
+        for place, logits in _passes(model, text, lengths, steps):
             law = restricted_log_probs(logits, temperature, top_k, top_p)
             token = torch.multinomial(law.exp(), 1, generator=generator)
-            plain = restricted_log_probs(logits)
-            scores.append((plain.gather(1, token)[:, 0], law.gather(1, token)[:, 0]))
-            text[rows, last + 1] = token[:, 0].where(going, pad)
-            sampled[rows, last + 1] = going
-            if stops is not None:
-                going = going & ~torch.isin(token[:, 0], stops)
-                if not going.any():
-                    break
-    length = longest + len(scores)
-    text, sampled = text[:, :length], sampled[:, :length]
-    places = lengths[:, None] + torch.arange(len(scores), device=ids.device)
-    log_probs, drawn = (
-        torch.zeros(text.shape, dtype=each[0].dtype, device=ids.device)
-        .scatter(1, places, torch.stack(each, 1))
-        .masked_fill(~sampled, 0)
-        for each in zip(*scores, strict=True)
-    )
-    return Generated(text, sampled, log_probs, drawn, lengths)
+            now = going & (place >= lengths)
+            text[rows, place] = token[:, 0].where(now, text[rows, place])
+            sampled[rows, place] = now
+            scores = scores or (law.new_zeros(text.shape), law.new_zeros(text.shape))
+            for kept, of in zip(scores, (restricted_log_probs(logits), law), strict=True):
+                kept[rows, place] = of.gather(1, token)[:, 0].where(now, 0)
+            last = place + 1 == lengths + steps
+            going = going & ~(now & (last if stops is None else last | torch.isin(token[:, 0], stops)))
+            if not going.any():
+                break
+    assert scores is not None
+    length = int(sampled.any(0).nonzero().max()) + 1
+    return Generated(text[:, :length], sampled[:, :length], scores[0][:, :length], scores[1][:, :length], lengths)
+
+
+def _passes(model: Callable[..., Any], text: Tensor, lengths: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each row's next place (R,) and its logits (R, V), one after another; the caller writes ``text`` in between."""
+    rows, shortest, longest = torch.arange(len(text), device=text.device), int(lengths.min()), int(lengths.max())
+    out = model(text[:, :shortest])
+    if getattr(out, "past_key_values", None) is None:
+        for done in range(steps):
+            if done or shortest < longest:
+                out = model(text[:, : longest + done])
+            yield lengths + done, logits_of(out)[rows, lengths + done - 1]
+        return
+    for place in range(shortest, longest + steps):
+        if place > shortest:
+            out = model(text[:, place - 1 : place], past_key_values=out.past_key_values)
+        yield torch.full_like(lengths, place), logits_of(out)[:, -1]
