@@ -42,10 +42,17 @@ class Denoiser(nn.Module):
         return self.body(torch.cat([x, t.to(x).view(-1, 1) / 100], 1))
 
 
+class Twice(nn.Module):
+    """A generator of samples of six numbers from three, in any dtype."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.cat([z, z.square()], 1)
+
+
 def build(kind: str, norm: bool) -> nn.Module:
-    if kind in ("mlp", "normed", "regressor", "restorer", "views"):
+    if kind in ("mlp", "normed", "regressor", "restorer", "views", "discriminator"):
         batch_norm = norm or kind == "normed"
-        outputs = {"regressor": 1, "restorer": 6}.get(kind, CLASSES)
+        outputs = {"regressor": 1, "discriminator": 1, "restorer": 6}.get(kind, CLASSES)
         return nn.Sequential(
             nn.Linear(6, 16), nn.BatchNorm1d(16) if batch_norm else nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, outputs)
         )
@@ -91,6 +98,7 @@ SHAPES = {
     "regressor": (6,),
     "restorer": (6,),
     "views": (6,),
+    "discriminator": (6,),
     "quantized": (6,),
     "ode": (6,),
     "preference": (5,),
@@ -139,6 +147,8 @@ def make_batch(kind: str, dtype: torch.dtype = torch.float64) -> dict[str, Tenso
         return {"x": x, "t": torch.randint(0, 100, (ROWS,), generator=g), "noise": noise}
     if kind == "views":
         return {k: x + 0.3 * torch.randn(x.shape, generator=g, dtype=torch.float64).to(dtype) for k in ("x1", "x2")}
+    if kind == "discriminator":
+        return {"x": x, "z": torch.randn(ROWS, 3, generator=g, dtype=torch.float64).to(dtype)}
     if kind == "preference":
         answers = {k: torch.randint(VOCABULARY, (ROWS, 5), generator=g) for k in ("chosen", "rejected")}
         lengths = 3 + torch.arange(ROWS).view(-1, 1) % 3  # uneven, and not the same in every microbatch
@@ -156,6 +166,8 @@ def make_task(kind: str) -> wp.Task:
         return wp.Regress()
     if kind == "views":
         return wp.TwoViews()
+    if kind == "discriminator":
+        return wp.Discriminate(Twice())
     if kind == "preference":
         return wp.Prefer(reference_free=True)
     if kind in ("autoencoder", "variational"):
