@@ -17,6 +17,7 @@ from wellposed.tasks.noise_levels import target_of
 
 MEAN, STD = 0.7, 1.6
 KINDS = [("linear", p) for p in ("epsilon", "x0", "v")] + [("flow", p) for p in ("x0", "v", "velocity")]
+KINDS += [("trig", "x0")]
 
 
 class Gaussian:
@@ -92,7 +93,7 @@ def test_ddim_with_eta_1_is_ddpm() -> None:
 
 @pytest.mark.parametrize(("schedule", "predict"), KINDS)
 def test_samples_do_not_depend_on_what_is_predicted(schedule: Any, predict: Any) -> None:
-    first = Denoise("v" if schedule == "linear" else "velocity", schedule, steps=30)
+    first = Denoise("velocity" if schedule == "flow" else "v", schedule, steps=30)
     task = Denoise(predict, schedule, steps=30)
     for sampler in (ddpm, ddim, heun):
         more: dict[str, Any] = {} if sampler is heun else {"generator": generator()}
@@ -116,7 +117,9 @@ def test_euler_and_heun_follow_the_velocity() -> None:
     torch.testing.assert_close(heun(u, task, start(), steps=n), y, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("task", [Denoise("velocity", "flow"), Denoise("v", "cosine", steps=4096)], ids=repr)
+@pytest.mark.parametrize(
+    "task", [Denoise("velocity", "flow"), Denoise("v", "cosine", steps=4096), Denoise("v", "trig")], ids=repr
+)
 def test_orders_of_convergence(task: Denoise) -> None:
     """The flow of Gaussian data keeps (x - alpha MEAN) / std(x_t): Euler halves its error, Heun quarters it."""
     x = start()

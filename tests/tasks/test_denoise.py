@@ -36,10 +36,10 @@ def test_cosine_variances_make_a_squared_cosine() -> None:
     assert cosine_betas(1000).max() == 0.999
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "flow"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "flow", "trig"])
 def test_time_turns_signal_into_noise(schedule: Any) -> None:
     task = Denoise("x0", schedule, steps=STEPS)
-    t = torch.linspace(0, 1, STEPS) if schedule == "flow" else torch.arange(STEPS)
+    t = torch.linspace(0, 1, STEPS, dtype=torch.float64) if task.continuous else torch.arange(STEPS)
     alpha, sigma = (v.flatten() for v in task.levels(t, torch.zeros(STEPS, 2, dtype=torch.float64)))
     assert (alpha.diff() < 0).all()
     assert (sigma.diff() > 0).all()
@@ -72,12 +72,12 @@ def rows(task: Denoise, batch: dict[str, Tensor], error: Tensor) -> Tensor:
 
 def batch_of(task: Denoise) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    t = torch.linspace(0.01, 0.99, STEPS, dtype=torch.float64) if task.schedule == "flow" else torch.arange(STEPS)
+    t = torch.linspace(0.01, 0.99, STEPS, dtype=torch.float64) if task.continuous else torch.arange(STEPS)
     return {"x": torch.randn(STEPS, 3).double(), "t": t, "noise": torch.randn(STEPS, 3).double()}
 
 
 @pytest.mark.parametrize(
-    ("schedule", "predict"), [(s, p) for s in ("linear", "cosine") for p in DISCRETE] + [("flow", "velocity")]
+    ("schedule", "predict"), [(s, p) for s in ("linear", "cosine", "trig") for p in DISCRETE] + [("flow", "velocity")]
 )
 def test_a_perfect_prediction_costs_nothing(schedule: Any, predict: Any) -> None:
     task = Denoise(predict, schedule, steps=STEPS)
@@ -90,10 +90,10 @@ def inverse_root(log_snr: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("weighting", ["min-snr", inverse_root])
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "flow"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "flow", "trig"])
 def test_a_weighted_loss_is_the_same_whatever_is_predicted(schedule: Any, weighting: Any) -> None:
     error = torch.randn(STEPS, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    kinds = [*DISCRETE, "velocity"] if schedule == "flow" else DISCRETE
+    kinds: list[Any] = [*DISCRETE, "velocity"] if schedule == "flow" else DISCRETE
     found = []
     for predict in kinds:
         task = Denoise(predict, schedule, weighting=weighting, steps=STEPS)
@@ -122,13 +122,15 @@ def test_min_snr_weights_are_the_papers(predict: Any, published: Any) -> None:
 
 
 @pytest.mark.parametrize("weighting", ["simple", "min-snr"])
-@pytest.mark.parametrize("predict", ["epsilon", "x0", "v", "velocity"])
-def test_the_ends_of_time_are_finite(predict: Any, weighting: Any) -> None:
-    task = Denoise(predict, "flow", weighting=weighting)
+@pytest.mark.parametrize(
+    ("schedule", "predict"), [(s, p) for s in ("flow", "trig") for p in DISCRETE] + [("flow", "velocity")]
+)
+def test_the_ends_of_time_are_finite(schedule: Any, predict: Any, weighting: Any) -> None:
+    task = Denoise(predict, schedule, weighting=weighting)
     p = torch.randn(2, 3, requires_grad=True)
     batch = {"x": torch.randn(2, 3), "t": torch.tensor([0.0, 1.0]), "noise": torch.randn(2, 3)}
     value = task.loss({"prediction": p}, batch)
-    value.sum().backward()
+    torch.autograd.backward(value.sum())
     assert torch.isfinite(value).all()
     assert p.grad is not None
     assert torch.isfinite(p.grad).all()
@@ -153,7 +155,47 @@ def test_draws_repeat_with_their_generator_and_cover_time() -> None:
             assert 0 <= t.min() < 0.01
             assert 0.99 < t.max() <= 1
         else:
-            assert t.unique().tolist() == list(range(10))
+            assert sorted(set(t.tolist())) == list(range(10))
+
+
+@pytest.mark.parametrize("schedule", ["flow", "trig"])
+def test_log_noise_is_normal(schedule: Any) -> None:
+    task = Denoise("v", schedule, log_noise=(-0.5, 1.2))
+    batch = task.draw(torch.zeros(20_000, 1).double(), torch.Generator().manual_seed(0))
+    alpha, sigma = task.levels(batch["t"], batch["x"])
+    ratio = (sigma / alpha).log()
+    assert float(ratio.mean()) == pytest.approx(-0.5, abs=5 * 1.2 / math.sqrt(20_000))
+    assert float(ratio.std()) == pytest.approx(1.2, rel=5 / math.sqrt(40_000))
+    assert float(((ratio + 0.5) / 1.2).pow(4).mean()) == pytest.approx(3, abs=5 * math.sqrt(96 / 20_000))
+
+
+def test_v_on_the_circle_is_the_preconditioning_of_karras_et_al() -> None:
+    """lambda |c_skip y + c_out F(c_in y) - x|^2 with y = x + sd noise: F is -v of the data over their deviation."""
+    g, std = torch.Generator().manual_seed(0), 0.5
+    x, noise, net = (torch.randn(9, 4, generator=g, dtype=torch.float64) for _ in range(3))
+    x = std * x
+    sd = (1.2 * torch.randn(9, 1, generator=g, dtype=torch.float64) - 1.2).exp()
+    total = (sd**2 + std**2).sqrt()
+    y = x + sd * noise
+    answers = torch.tanh(y / total + net)  # any F of c_in y
+    denoised = std**2 / total**2 * y + sd * std / total * answers
+    theirs = ((total / (sd * std)) ** 2 * (denoised - x) ** 2).mean(1)
+
+    task = Denoise("v", "trig")
+    t = (sd / std).atan().flatten() * (2 / math.pi)
+    batch = {"x": x / std, "noise": noise, "t": t}
+    out = task.forward(Returns(-answers), batch)
+    torch.testing.assert_close(out["x_t"], y / total)
+    torch.testing.assert_close(task.loss(out, batch), theirs, rtol=1e-10, atol=0)
+
+
+class Returns(nn.Module):
+    def __init__(self, answer: Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.answer
 
 
 def test_flow_matching_learns_a_point() -> None:
@@ -179,6 +221,19 @@ def test_flow_matching_learns_a_point() -> None:
     assert (model(x, torch.ones(5)) - (x - c)).abs().max() < 0.01
 
 
+def test_a_condition_is_handed_to_the_model() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+            return x + condition[:, None]
+
+    task = Denoise(steps=4)
+    batch = task.draw(torch.randn(4, 2))
+    out = task.forward(Net(), batch | {"condition": torch.arange(4)})
+    torch.testing.assert_close(out["prediction"] - out["x_t"], torch.arange(4.0)[:, None].expand(4, 2))
+    with pytest.raises(TypeError):
+        task.forward(Net(), batch)
+
+
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [
@@ -188,6 +243,8 @@ def test_flow_matching_learns_a_point() -> None:
         ({"predict": "velocity"}, "schedule='flow'"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"gamma": 0.0}, "gamma must be above 0"),
+        ({"log_noise": (0.0, 1.0)}, "log_noise is .* got .* with 'linear'"),
+        ({"log_noise": (0.0, 0.0), "schedule": "trig"}, "standard deviation above 0"),
     ],
 )
 def test_bad_settings(wrong: dict[str, Any], word: str) -> None:
@@ -204,3 +261,4 @@ def test_a_prediction_of_another_shape_is_refused() -> None:
 def test_repr_evaluates_back() -> None:
     again = eval(repr(Denoise("v", "cosine", weighting="min-snr", steps=7)))
     assert (again.predict, again.schedule, again.weighting, again.steps) == ("v", "cosine", "min-snr", 7)
+    assert eval(repr(Denoise("v", "trig", log_noise=(0.0, 1.0)))).log_noise == (0.0, 1.0)

@@ -80,7 +80,7 @@ def trained(
     task: Denoise, draw: Draw, seed: int, *methods: Method, updates: int, batch: int = 128, lr: float = 2e-3
 ) -> PointNet:
     """A net of this seed after so many updates of AdamW, without weight decay, on fresh points."""
-    model: PointNet = seeded(seed, PointNet, 1.0 if task.schedule == "flow" else float(task.steps))
+    model: PointNet = seeded(seed, PointNet, 1.0 if task.continuous else float(task.steps))
     recipe = Recipe(*methods, seed=seed).attach(model, task, steps=updates)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
     g = torch.Generator().manual_seed(seed)

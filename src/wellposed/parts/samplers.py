@@ -31,8 +31,8 @@ def sampling_levels(task: Denoise, steps: int | None = None) -> tuple[Tensor, Te
 
     Args:
         task: says what t means.
-        steps: evenly spaced times from the noisiest on; None: ``task.steps``. On the straight path from 1 on, or where
-            the noise is predicted, which says nothing at 1, from 0.999.
+        steps: evenly spaced times from the noisiest on; None: ``task.steps``. Real times begin with 1, or where the
+            noise is predicted, which says nothing at 1, with 0.999.
 
     Returns:
         times (steps,) falling, integers for a discrete schedule; and alpha and sigma (steps + 1,) of the states, the
@@ -42,9 +42,9 @@ def sampling_levels(task: Denoise, steps: int | None = None) -> tuple[Tensor, Te
         ValueError: for no steps, or more than a discrete schedule has.
     """
     steps = task.steps if steps is None else steps
-    if steps < 1 or (steps > task.steps and task.schedule != "flow"):
+    if steps < 1 or (steps > task.steps and not task.continuous):
         raise ValueError(f"steps must be 1 to {task.steps} with {task!r}, got {steps}")
-    if task.schedule == "flow":
+    if task.continuous:
         times = torch.linspace(0.999 if task.predict == "epsilon" else 1.0, 0.0, steps + 1, dtype=torch.float64)[:-1]
     else:
         times = torch.linspace(task.steps - 1, 0, steps, dtype=torch.float64).round().long()
@@ -197,7 +197,7 @@ def _estimates(
     model: Denoiser, task: Denoise, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, clamp: Box | None
 ) -> tuple[Tensor, Tensor]:
     """The clean sample and the noise, as the model has them at x."""
-    when = t if task.schedule != "flow" else t.to(x.dtype)
+    when = t.to(x.dtype) if task.continuous else t
     said = prediction_of(model(x, when.to(x.device).expand(len(x))))
     clean, eps = estimates(task.predict, said, x, alpha, sigma)
     if clamp is not None:

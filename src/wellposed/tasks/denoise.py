@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -20,7 +21,7 @@ from .noise_levels import (
     target_of,
 )
 
-Schedule = Literal["linear", "cosine", "flow"]
+Schedule = Literal["linear", "cosine", "flow", "trig"]
 Weighting = Literal["simple", "min-snr"] | Callable[[Tensor], Tensor]
 Distance = Literal["squared"] | Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -29,17 +30,17 @@ class Denoise(Task):
     """Predict the noise, the clean sample, or a mixture of them from x_t = alpha_t x + sigma_t noise.
 
     ``batch["x"]`` (B, ...) is clean, ``batch["noise"]`` has its shape, and ``batch["t"]`` (B,) is the time: integers in
-    0 ... steps - 1, or reals in [0, 1] for ``schedule="flow"`` (1 is pure noise). ``draw`` makes such a batch. The
-    model is called as ``model(x_t, t)``. The loss of a sample is w_t times its mean squared error. Where a batch also
-    holds ``"input_noise"``, x_t is made with that, and the target with ``"noise"`` still. `wellposed.parts.samplers`
-    draws samples.
+    0 ... steps - 1, or reals in [0, 1], 1 being pure noise, for ``"flow"`` and ``"trig"``. ``draw`` makes such a batch.
+    The model is called as ``model(x_t, t)``. The loss of a sample is w_t times its mean squared error. Where a batch
+    also holds ``"input_noise"``, x_t is made with that, and the target with ``"noise"`` still; ``"condition"`` (B, ...)
+    is handed to the model as a third argument. `wellposed.parts.samplers` draws samples.
 
     Args:
         predict: ``"epsilon"`` the noise; ``"x0"`` the clean sample; ``"v"`` alpha noise - sigma x (Salimans, Ho 2022,
             arXiv 2202.00512, section 4); ``"velocity"`` noise - x, the direction of the straight path.
         schedule: ``"linear"`` or ``"cosine"`` variances, alpha^2 = prod (1 - beta), sigma^2 = 1 - alpha^2; or
             ``"flow"``: alpha = 1 - t, sigma = t (Liu et al. 2022, Rectified Flow, arXiv 2209.03003, Eq. 1, with the
-            ends of time exchanged).
+            ends of time exchanged); or ``"trig"``: alpha and sigma are cosine and sine of pi t / 2.
         weighting: ``"simple"``: w = 1 on whatever is predicted. ``"min-snr"``: min(SNR, gamma) / SNR on the error of
             the noise (Hang et al. 2023, arXiv 2303.09556, section 3.4). A function (B,) -> (B,) of log SNR: its
             value weighs the error of the noise; `wellposed.diffusion` has some. The two latter give the same loss
@@ -49,6 +50,10 @@ class Denoise(Task):
             unless the weighting is simple.
         steps: number of times of the discrete schedules; at least 1.
         gamma: where ``"min-snr"`` cuts; above 0.
+        log_noise: mean and standard deviation of log(sigma / alpha), which ``draw`` then makes normal, with real times;
+            None: uniform times. With ``"v"``, ``"trig"`` and data of unit variance (-0.51, 1.2) is the training of
+            Karras et al. 2022 (arXiv 2206.00364, Table 1), whose preconditioned net predicts -v; with ``"flow"``
+            (0, 1) is the logit-normal law of Esser et al. 2024 (arXiv 2403.03206, section 3.1).
 
     Raises:
         ValueError: for an unknown name, a number out of its range, or a velocity off the straight path.
@@ -81,6 +86,7 @@ class Denoise(Task):
         distance: Distance = "squared",
         steps: int = 1000,
         gamma: float = 5.0,
+        log_noise: tuple[float, float] | None = None,
     ) -> None:
         for name, value, known in (("predict", predict, Predict), ("schedule", schedule, Schedule)):
             if value not in get_args(known):
@@ -96,14 +102,27 @@ class Denoise(Task):
         if not gamma > 0:
             raise ValueError(f"Denoise: gamma must be above 0, got {gamma}")
         self.predict, self.schedule, self.weighting, self.distance = predict, schedule, weighting, distance
-        self.steps, self.gamma = steps, gamma
+        self.steps, self.gamma, self.log_noise = steps, gamma, log_noise
+        if log_noise is not None and not (self.continuous and log_noise[1] > 0):
+            raise ValueError(
+                "Denoise: log_noise is (mean, standard deviation above 0) for schedule='flow' or 'trig', got "
+                f"{log_noise!r} with {schedule!r}"
+            )
         betas = cosine_betas(steps) if schedule == "cosine" else linear_betas(steps)
         self.kept = (1 - betas).cumprod(0)  # alpha^2 at every time of a discrete schedule
 
+    @property
+    def continuous(self) -> bool:
+        """Whether times are real, in [0, 1]."""
+        return self.schedule in ("flow", "trig")
+
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """A batch of clean samples ``x`` (B, ...) with uniform times and normal noise from ``generator``."""
+        """A batch of clean samples ``x`` (B, ...) with random times and normal noise from ``generator``."""
         here: dict[str, Any] = {"device": x.device, "generator": generator}
-        if self.schedule == "flow":
+        if self.log_noise is not None:
+            ratio = self.log_noise[0] + self.log_noise[1] * torch.randn(len(x), dtype=x.dtype, **here)
+            t = ratio.sigmoid() if self.schedule == "flow" else ratio.exp().atan() * (2 / math.pi)
+        elif self.continuous:
             t = torch.rand(len(x), dtype=x.dtype, **here)
         else:
             t = torch.randint(self.steps, (len(x),), **here)
@@ -113,6 +132,9 @@ class Denoise(Task):
         """alpha and sigma at times ``t`` (B,), shaped to multiply ``like`` (B, ...)."""
         if self.schedule == "flow":
             alpha, sigma = 1 - t, t
+        elif self.schedule == "trig":
+            angle = t * (math.pi / 2)
+            alpha, sigma = angle.cos().clamp_min(0), angle.sin()
         else:
             self.kept = self.kept.to(t.device)  # moves once
             kept = self.kept[t]
@@ -128,7 +150,8 @@ class Denoise(Task):
         x, t = batch["x"], batch["t"]
         alpha, sigma = self.levels(t, x)
         x_t = alpha * x + sigma * batch.get("input_noise", batch["noise"])
-        return {"prediction": prediction_of(model(x_t, t)), "x_t": x_t}
+        given = (batch["condition"],) if "condition" in batch else ()
+        return {"prediction": prediction_of(model(x_t, t, *given)), "x_t": x_t}
 
     def loss(self, out: Outputs, batch: Batch) -> Tensor:
         x, prediction = batch["x"], out["prediction"]
@@ -140,7 +163,7 @@ class Denoise(Task):
             error = noise_error(self.predict, alpha, sigma) * error
         log_snr = log_snr_of(alpha, sigma).flatten()
         if callable(self.distance):
-            time = batch["t"] if self.schedule == "flow" else batch["t"] / self.steps
+            time = batch["t"] if self.continuous else batch["t"] / self.steps
             apart = self.distance(error, time.to(x.dtype), log_snr)
         else:
             apart = error.square()
@@ -157,7 +180,8 @@ class Denoise(Task):
 
     def __repr__(self) -> str:
         distance = "" if self.distance == "squared" else f", distance={self.distance!r}"
-        settings = f"weighting={self.weighting!r}{distance}, steps={self.steps}"
+        law = "" if self.log_noise is None else f", log_noise={self.log_noise}"
+        settings = f"weighting={self.weighting!r}{distance}, steps={self.steps}{law}"
         return f"Denoise({self.predict!r}, {self.schedule!r}, {settings})"
 
 
