@@ -79,7 +79,8 @@ class MaskedDiffusion(Task):
     Avoid:
         Expecting much of details. On text of 6 symbols the parameterisation made no difference to one that may predict
         the mask (0.01 nats, spread 0.1), nor did stratified times lower the variance of the estimated bound.
-        Text better modelled left to right, where a causal model has the better likelihood.
+        Little training: on stretches of 16 letters a small transformer was still at the letters' frequencies (4.1 bits)
+        after 800 batches of 32, and at 3.1 bits after 4000 of 64; a causal one came to 2.9 in 400 of 16.
 
     Defaults:
         Log-linear schedule, stratified times, smallest time 1e-3: the paper's.
