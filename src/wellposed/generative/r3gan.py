@@ -58,8 +58,8 @@ class ZeroCenteredPenalty(Method, paper="r3gan"):
         samples.
 
     Defaults:
-        strength 1, on both; the authors tune it per data set (0.05 to 200) and let it fall. Their optimizer is Adam
-        with beta1 0, and samples are drawn from an average of the generator (``EMA`` in the generator's recipe).
+        strength 1, on both; the authors tune it per data set and lower it during training. Their optimizer is Adam with
+        beta1 0, and samples are drawn from an average of the generator (``EMA`` in the generator's recipe).
 
     Cost:
         3 passes: a forward of real and generated samples, an input gradient, and a backward through both; the generator
