@@ -1,10 +1,10 @@
-"""Images with known factors."""
+"""Data with known factors."""
 
 from __future__ import annotations
 
 import torch
 
-from wellposed.papers.factors import blobs
+from wellposed.papers.factors import blobs, surface
 
 
 def test_the_blob_is_where_and_as_wide_as_its_factors_say() -> None:
@@ -19,3 +19,13 @@ def test_the_blob_is_where_and_as_wide_as_its_factors_say() -> None:
         torch.testing.assert_close(rows[i], (-here / (2 * width**2)).exp())
     assert torch.equal(blobs(3, 50)[0], x)
     assert not torch.equal(blobs(4, 50)[0], x)
+
+
+def test_the_surface_has_two_factors_in_five_directions() -> None:
+    x = surface(3, 500).double()
+    assert x.mean(0).abs().max() < 1e-6
+    sizes = torch.linalg.svdvals(x)
+    assert (sizes > 1e-4 * sizes[0]).sum() == 5
+    near = (x[:, None] - x).square().sum(-1).topk(6, largest=False).indices[:, 1:]
+    local = torch.linalg.svdvals(x[near] - x[:, None])  # a small neighbourhood is nearly flat
+    assert (local[:, 2] / local[:, 1]).median() < 0.3
