@@ -44,7 +44,7 @@ def diffusion_spectrum(x: Tensor, sigma: float | None = 10.0, anisotropy: float 
 
 @implements("diffusion-spectral-entropy")
 def diffusion_spectral_entropy(
-    x: Tensor, sigma: float | None = 10.0, t: float = 1.0, anisotropy: float = 0.0, drop_top: bool = True
+    x: Tensor, sigma: float | None = 10.0, t: float = 1.0, anisotropy: float = 0.0, drop_top: bool = False
 ) -> Tensor:
     r"""Diffusion spectral entropy: the Shannon entropy, in bits, of the spectrum of a random walk over points.
 
@@ -74,16 +74,16 @@ def diffusion_spectral_entropy(
 
     Reference:
         Liao, Liu, Christensen, Tong, Huguet, Wolf, Nickel, Adelstein, Krishnaswamy 2023, Assessing Neural Network
-        Representations During Training Using Noise-Resilient Diffusion Spectral Entropy, arXiv 2312.04823. The authors'
-        code leaves out the largest eigenvalue, which is always 1, as the default here; its matrix, meant to be
-        anisotropic, has the spectrum of the plain walk, anisotropy 0.
+        Representations During Training Using Noise-Resilient Diffusion Spectral Entropy, arXiv 2312.04823. The matrix
+        of the authors' code, meant to be anisotropic, has the spectrum of the plain walk, anisotropy 0; the first
+        version of that code left out the largest eigenvalue, the later ones keep it. Values were compared with it.
 
     Args:
         x: points, (N, ...), flattened; N at least 2.
         sigma: width of the kernel, above 0, in units of x; None: the median distance.
         t: steps of the walk, above 0.
         anisotropy: 0 to 1, see ``diffusion_spectrum``.
-        drop_top: leave out the largest eigenvalue.
+        drop_top: leave out the largest eigenvalue, which is 1 for every cloud.
 
     Returns:
         a scalar, in float64 where the device has it; differentiable.
@@ -107,7 +107,7 @@ def diffusion_spectral_information(
     sigma: float | None = 10.0,
     t: float = 1.0,
     anisotropy: float = 0.0,
-    drop_top: bool = True,
+    drop_top: bool = False,
     draws: int = 5,
     seed: int = 0,
 ) -> Tensor:
