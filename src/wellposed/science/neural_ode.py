@@ -37,9 +37,10 @@ class NeuralODE(nn.Module):
     """The solution of dy/dt = dynamics(y), from an initial value: a layer whose depth its solver chooses.
 
     Integrates with the adaptive Dormand-Prince pair of ``torchdiffeq`` (extra ``science``) and differentiates through
-    its accepted steps, for given step sizes: their choice is no part of the gradient. Samples of a batch share the
-    steps. Wants dynamics that are a function: dropout inside is another one at every evaluation, and batch statistics
-    depend on the steps. Autocast is off inside.
+    its accepted steps, for given step sizes: their choice is no part of the gradient. What the backward pass needs of
+    every accepted step is kept (there is no adjoint equation). Samples of a batch share the steps. Wants dynamics that
+    are a function: dropout inside is another one at every evaluation, and batch statistics depend on the steps.
+    Autocast is off inside. Each step waits for the device, to decide on the next.
     Chen, Rubanova, Bettencourt, Duvenaud 2018, Neural Ordinary Differential Equations, arXiv 1806.07366.
 
     Args:
@@ -94,12 +95,13 @@ class NeuralODE(nn.Module):
         if dtype.itemsize < 4:
             raise ValueError(f"NeuralODE integrates in float32 at least; its dynamics are in {dtype}")
         record = _Record(self.dynamics, self.autonomous, y)
-        t = torch.tensor(self.times, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device=y.device)
+        clock = torch.float32 if y.device.type == "mps" else torch.float64  # Apple's devices have no float64
+        t = torch.tensor(self.times, dtype=clock, device=y.device)
         try:
             with torch.autocast(y.device.type, enabled=False):
                 states = odeint(
                     record, y.to(dtype), t, rtol=self.rtol, atol=self.atol, method="dopri5",
-                    options={"norm": record.norm},
+                    options={"norm": record.norm, "dtype": clock},
                 )  # fmt: skip
         except AssertionError as stuck:  # the solver's; anybody else's goes its way
             if not (why := str(stuck)).startswith(("underflow in dt", "non-finite values")):
