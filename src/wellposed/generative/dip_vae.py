@@ -112,7 +112,7 @@ class DIPVAE(Method, paper="dip-vae"):
 
     Helps:
         Independent factors in separate coordinates, at less cost to reconstruction than a large beta. On images of a
-        blob type II raised the SAP score of a VAE as far as beta 4 did, or further, at half the error.
+        blob type II raised the SAP score of a VAE further than beta 4 did, at two thirds of its error.
 
     Avoid:
         Batches that are not much larger than the code is wide: the covariance is a batch statistic. Type I where the
