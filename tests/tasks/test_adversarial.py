@@ -5,11 +5,16 @@ from __future__ import annotations
 import copy
 import io
 import math
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from wellposed import Recipe
 from wellposed.tasks.adversarial import Discriminate, Game, Generate, discriminator_loss, generator_loss
@@ -227,3 +232,43 @@ def test_bad_input() -> None:
     for task, own in ((Discriminate(nn.Linear(3, 1)), nn.Linear(2, 1)), (Generate(nn.Linear(2, 1)), nn.Linear(3, 1))):
         with pytest.raises(ValueError, match=r"generated samples have shape \(4, 1\), the real ones \(4, 2\)"):
             task.forward(own, {"x": torch.randn(4, 2), "z": torch.randn(4, 3)})
+
+
+# ---- two ranks
+def played(batch: dict[str, Tensor], parallel: bool) -> Tensor:
+    """Weights of both players after two updates each; each sees the other as its own training wraps it."""
+    torch.manual_seed(0)
+    maker = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    judge = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    players = [DistributedDataParallel(m) if parallel else m for m in (judge, maker)]
+    judging = Recipe().attach(players[0], Discriminate(players[1]))
+    making = Recipe().attach(players[1], Generate(players[0]))
+    for _ in range(2):
+        for recipe, model in ((judging, judge), (making, maker)):
+            recipe.step(batch, torch.optim.SGD(model.parameters(), lr=0.5))
+    return torch.cat([p.detach().flatten() for m in (judge, maker) for p in m.parameters()])
+
+
+def pairs() -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return {k: torch.randn(8, d, generator=g, dtype=torch.float64) for k, d in (("x", 2), ("z", 3))}
+
+
+def worker(rank: int, port: int, file: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    found = played({k: v.chunk(2)[rank] for k, v in pairs().items()}, parallel=True)
+    if rank == 0:
+        torch.save(found, file)
+    dist.barrier()  # a rank that leaves early takes the others' connections with it
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_play_as_one_process(tmp_path: Path) -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(worker, args=(port, str(tmp_path / "weights.pt")), nprocs=2)  # type: ignore[no-untyped-call, attr-defined]
+    found = torch.load(tmp_path / "weights.pt", weights_only=True)
+    torch.testing.assert_close(found, played(pairs(), parallel=False), rtol=0, atol=1e-12)
