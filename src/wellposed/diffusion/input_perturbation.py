@@ -42,8 +42,8 @@ class InputPerturbation(Method, paper="ddpm-ip"):
         \ell = \lVert \epsilon - \hat \epsilon (x_t, t) \rVert^2
 
     Helps:
-        Exposure bias of models whose samples wander off what they were trained on; the paper reports better and faster
-        samples of large image models.
+        Exposure bias of models whose samples wander off what they were trained on (`exposure_bias` shows it); the paper
+        reports better samples of large image models after less training.
 
     Avoid:
         Models that fit well: they learn another denoiser, the one of noise sqrt(1 + gamma^2) times as large, divided by

@@ -35,9 +35,9 @@ class MinSNR(SNRWeight):
         times as fast.
 
     Avoid:
-        Expecting better samples on small problems. On eight Gaussians in the plane the error of the clean sample fell
-        by a quarter to two fifths, all of it at high noise, while samples became slightly worse: what makes them sharp
-        there are the times of little noise, whose weight it lowers.
+        Expecting better samples on small problems. On eight Gaussians in the plane samples became worse: what makes
+        them sharp there are the times of little noise, whose weight it lowers. The error of the clean sample fell in
+        one setting, all of it at high noise, and moved either way in another.
 
     Defaults:
         gamma 5, the paper's.

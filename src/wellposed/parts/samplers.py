@@ -76,7 +76,8 @@ def ddpm(
         variance: ``"posterior"``, right if the data are one point, or ``"beta"``, that of the forward step, right if
             they are standard normal. The last step adds no noise.
         generator: of the noise that steps add.
-        clamp: range to which the estimated clean sample is cut at each step.
+        clamp: range to which the estimated clean sample is cut at each step; it matters where the noise is predicted
+            and there is hardly any signal, so that small errors become large ones of the clean sample.
         trajectory: return all states.
 
     Returns:
