@@ -66,6 +66,7 @@ def test_the_probe_is_balanced_and_its_score_the_cross_entropys() -> None:
     entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
     assert found.explicitness == pytest.approx(1 - entropy / math.log(2), abs=1e-3)
     assert found.modularity == found.compactness == 1  # nothing to be apart from
+    assert math.isnan(infomec(latent[:, None], source[:, None], probe=False).explicitness)
 
 
 def test_quiet_latents_do_not_count() -> None:

@@ -68,8 +68,8 @@ def infomec(
         Comparing codes where the sources are known, as in synthetic data.
 
     Avoid:
-        Comparing codes read by different estimators. A plain autoencoder on three sources scored 0.09 with "knn", 0.33
-        with 20 bins and 0.50 with 8 values: without noise a continuous latent carries all about every source, and the
+        Comparing codes read by different estimators. A plain autoencoder's modularity on three sources was 0.08 with
+        "knn" and 0.48 with 8 bins: without noise a continuous latent carries all about every source, and the
         estimator's resolution sets the ratio. Few samples: "plug-in" is biased upwards, by about
         (a - 1) (b - 1) / 2N nats for a and b values, so an identical code scores a little below 1.
 

@@ -78,9 +78,9 @@ class LatentQuantization(Method, paper="latent-quantization"):
 
     Avoid:
         Comparing the modularity of a quantised code with that of a continuous one by two different estimators, as the
-        paper does: read by nearest neighbours, a continuous code without noise carries all about every source. Rounded
-        to as many values afterwards, the plain autoencoder's code comes close (the evidence has both numbers). Weight
-        decay of 1.0 added nothing there. Weight decay on the values themselves: see ``codebook_groups``.
+        paper does: on three sources it was 0.57 for the quantised code, and for a plain autoencoder's 0.08 by nearest
+        neighbours but 0.48 cut into as many values. Weight decay, which the paper holds to be essential: 1.0 added
+        nothing there. Weight decay on the values themselves: see ``codebook_groups``.
 
     Defaults:
         strength 0.01 and commitment 1, the paper's 0.01 and 0.01; 8 to 12 values a latent, and twice as many latents as
