@@ -29,7 +29,8 @@ class LearnedProximal(nn.Module):
 
     Avoid:
         Reading phi outside the range of f: without ``strong`` the range is bounded, and x beyond it has no preimage
-        (``invert`` says so, ``prior`` raises). Where only the denoised image counts: a free network of the same size
+        (``invert`` says so, ``prior`` raises). Signals larger than those trained on: f extrapolates, and plug and play may
+        converge there. Where only the denoised image counts: a free network of the same size
         fits better. Training by squared error, if the prior is to be that of the data: see ``ProximalMatching``.
 
     Defaults:

@@ -46,6 +46,7 @@ class ProximalMatching(Method, paper="learned-proximal-network"):
     Avoid:
         From the start: far from the data the loss is flat, hence the first part. Where decibels count: the posterior
         mean has the least squared error by definition. A small ``gamma`` in high dimensions: no sample is within reach.
+        For plug and play as a rule: with sparse signals squared error gave the better denoiser.
 
     Defaults:
         gamma 0.08, 4 stages and half of training with absolute error (``Regress("absolute")``): the paper's for images
