@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from ..core.parallel import gather
 from .quantizers import straight_through
 
-WIDEST = 2**22  # differences held at once in the search for the nearest code
+WIDEST = 2**24  # distances held at once in the search for the nearest code
 FORGOTTEN = 1e-30  # a count so small that its quotient would lose digits
 
 
 def nearest_codes(x: Tensor, codes: Tensor) -> Tensor:
     """Which code is nearest, without gradient; the first of several equally near.
 
-    Differences are squared and summed as they are: an expansion into products would lose the digits that tell near
-    codes apart.
+    By the differences themselves: an expansion into products would lose the digits that tell near codes apart.
 
     Args:
         x: (..., G, D), one vector for each of G codebooks.
@@ -27,18 +26,15 @@ def nearest_codes(x: Tensor, codes: Tensor) -> Tensor:
     Returns:
         indices (..., G), int64.
     """
-    groups, _, size = codes.shape
+    groups, count, size = codes.shape
     flat, codes = x.detach().reshape(-1, groups, size), codes.detach()
     dtype = torch.promote_types(torch.promote_types(flat.dtype, codes.dtype), torch.float32)
-    flat, codes = flat.to(dtype), codes.to(dtype)
-    rows = max(1, WIDEST // codes.numel())
+    flat, codes = flat.to(dtype).transpose(0, 1), codes.to(dtype)
     found = [
-        (part.unsqueeze(2) - codes).square().sum(-1).argmin(-1) if size > 1
-        else (part - codes.squeeze(-1)).abs().argmin(-1)
-        for part in torch.split(flat, rows)
-    ]  # fmt: skip
-    index = torch.cat(found) if found else flat.new_zeros(0, groups, dtype=torch.long)
-    return index.view(x.shape[:-1])
+        torch.cdist(part, codes, compute_mode="donot_use_mm_for_euclid_dist").argmin(-1)
+        for part in torch.split(flat, max(1, WIDEST // (groups * count)), 1)
+    ]
+    return torch.cat(found, 1).T.reshape(x.shape[:-1])
 
 
 def look_up(codes: Tensor, index: Tensor) -> Tensor:
