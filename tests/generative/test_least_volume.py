@@ -157,6 +157,10 @@ def attach(decoder: nn.Module, name: str = "decoder") -> None:
 def test_decoders_that_cannot_be_held_are_refused() -> None:
     with pytest.raises(wp.RecipeError, match=r"'decoder.1' is a BatchNorm1d, which nothing keeps from stretching"):
         attach(nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)))
+    with pytest.raises(wp.RecipeError, match=r"'decoder.1' is a LayerNorm"):
+        attach(nn.Sequential(nn.Linear(2, 8), nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 4)))
+    with pytest.raises(wp.RecipeError, match=r"'decoder' is a GRU"):
+        attach(nn.GRU(2, 4))
     with pytest.raises(wp.RecipeError, match=r"'decoder.self_attn' is a MultiheadAttention"):
         attach(nn.TransformerEncoderLayer(4, 2))
     with pytest.raises(wp.RecipeError, match=r"no submodule 'head' .*it has encoder, decoder\. Name its decoder"):

@@ -20,7 +20,7 @@ __all__ = ["LeastVolume", "PrunedLatents", "latent_importance", "least_volume", 
 LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
-UNBOUNDED = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.MultiheadAttention, nn.Bilinear)
+UNBOUNDED = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.MultiheadAttention)  # with parameters or without
 
 
 def deviations(code: Tensor) -> Tensor:
@@ -133,10 +133,10 @@ class LeastVolume(Method, paper="least-volume"):
         to 6 of 8 stayed, where the mean of the deviations (a large eta) left 7 or 8, and pruning the rest cost nothing.
 
     Avoid:
-        Decoders with normalisation or attention, whose Lipschitz constant nothing bounds (refused), and activations
-        that stretch. Small batches: deviations are batch statistics. Expecting the exact intrinsic dimension of a
-        surface that bends; or the bound to matter much in short training, where doing without kept at most one
-        coordinate more.
+        Decoders with normalisation, attention, recurrence or learned scales, whose Lipschitz constant nothing bounds
+        (refused), and activations that stretch. Small batches: deviations are batch statistics. Expecting the exact
+        intrinsic dimension of a surface that bends; or the bound to matter much in short training, where doing without
+        kept at most one coordinate more.
 
     Defaults:
         strength 0.03, the upper end of the paper's; eta 0.01, that of the authors' code for the basic model. The
@@ -210,12 +210,15 @@ def _to_normalise(model: nn.Module, decoder: str) -> dict[str, nn.Module]:
     chosen: dict[str, nn.Module] = {}
     for name, layer in root.named_modules():
         path = ".".join(filter(None, (decoder, name)))
-        if isinstance(layer, UNBOUNDED):
-            raise RecipeError(
-                f"LeastVolume: '{path}' is a {type(layer).__name__}, which nothing keeps from stretching a code that "
-                "has shrunk; build the decoder without it, or give decoder=None and bound it yourself"
-            )
+        if "parametrizations" in name.split("."):
+            continue
         if not isinstance(layer, LAYERS):
+            trained = any(p is not None and p.requires_grad for p in layer._parameters.values())
+            if trained or isinstance(layer, UNBOUNDED):
+                raise RecipeError(
+                    f"LeastVolume: '{path}' is a {type(layer).__name__}, which nothing keeps from stretching a code "
+                    "that has shrunk; build the decoder without it, or give decoder=None and bound it yourself"
+                )
             continue
         if parametrize.is_parametrized(layer, "weight"):
             if any(isinstance(p, _SpectralNorm) for p in layer.parametrizations["weight"]):  # type: ignore[index]
