@@ -128,6 +128,23 @@ def test_a_code_may_have_any_shape() -> None:
     assert Autoencode(beta=1.0).loss(out, {"x": x}).shape == (4,)
 
 
+def test_a_denoising_autoencoder_reconstructs_what_it_does_not_see() -> None:
+    """A linear one on noise of variance 1/2 around points of variance 2 learns the shrinkage 2 / (2 + 1/2)."""
+    model = Autoencoder(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
+    for weight in model.parameters():
+        nn.init.constant_(weight, 0.5)
+    clean, noise = 2**0.5 * draw(4000, 1), 0.5**0.5 * draw(4000, 1, seed=1)
+    recipe = wp.Recipe(seed=0).attach(model, Autoencode(of="clean"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(100):
+        recipe.step({"x": clean + noise, "clean": clean}, optimizer)
+    best = float((clean * (clean + noise)).sum() / (clean + noise).square().sum())  # of this sample
+    assert float(model.decode(model.encode(torch.ones(1, 1).double())).detach()) == pytest.approx(best, abs=1e-9)
+    assert best == pytest.approx(0.8, abs=0.05)
+    with pytest.raises(wp.RecipeError, match="needs 'clean'"):
+        wp.Recipe().attach(model, Autoencode(of="clean"), example={"x": clean})
+
+
 @pytest.mark.parametrize("kind", ["conv", "variational conv", "transformer"])
 def test_trains(kind: str) -> None:
     model = Tokens() if kind == "transformer" else conv(kind == "variational conv")
@@ -190,3 +207,4 @@ def test_repr_evaluates_back() -> None:
     again = eval(repr(Autoencode("absolute", beta=4.0)))
     assert (again.error, again.beta) == ("absolute", 4.0)
     assert eval(repr(Autoencode())).beta is None
+    assert eval(repr(Autoencode(of="clean"))).reads == ("x", "clean")

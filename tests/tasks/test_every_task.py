@@ -146,6 +146,9 @@ CASES: dict[str, Callable[[], Case]] = {
         {"x": torch.randn(B, T, 3), "y": torch.randn(B, T, 3), "mask": uneven_mask()},
     ),
     "autoencode": lambda: Case(Autoencoder(mlp(6, 2), mlp(2, 6)), Autoencode("absolute"), {"x": torch.randn(B, 6)}),
+    "autoencode, denoising": lambda: Case(
+        Autoencoder(mlp(6, 2), mlp(2, 6)), Autoencode(of="clean"), {"x": torch.randn(B, 6), "clean": torch.randn(B, 6)}
+    ),
     "autoencode, variational": lambda: Case(  # in evaluation mode, where the code is not drawn
         Autoencoder(mlp(6, 4), mlp(2, 6), variational=True).eval(), Autoencode(beta=0.5), {"x": torch.randn(B, 6)}
     ),

@@ -78,7 +78,7 @@ class Autoencoder(nn.Module):
 
 
 class Autoencode(Task):
-    """Reconstruct ``batch["x"]`` (B, ...) from its code.
+    """Reconstruct ``batch["x"]`` (B, ...), or what ``of`` names, from its code.
 
     ``model(x)`` returns a mapping with ``reconstruction`` (x's shape) and ``code`` (B, d), a variational one also
     ``mean`` and ``log_variance`` (B, d): an ``Autoencoder``, or a model of your own. The loss of a sample is the error
@@ -90,6 +90,8 @@ class Autoencode(Task):
             function (reconstruction, x) -> one value per element or per sample.
         beta: weight of the KL divergence of a variational model, at least 0; 1 with a log-likelihood as error is the
             negative evidence bound, above 1 is the beta-VAE (Higgins et al. 2017). None: the model is not variational.
+        of: key of the batch that is reconstructed. Another than ``"x"`` where what the model sees is not what it should
+            give: the clean data of a denoising autoencoder, say.
 
     Raises:
         ValueError: for an unknown error or a negative beta; in training for a model that returns something else, is
@@ -105,10 +107,12 @@ class Autoencode(Task):
         ['task', 'total']
     """
 
-    reads = ("x",)
-
     def __init__(
-        self, error: Error | Callable[[Tensor, Tensor], Tensor] = "squared", *, beta: float | None = None
+        self,
+        error: Error | Callable[[Tensor, Tensor], Tensor] = "squared",
+        *,
+        beta: float | None = None,
+        of: str = "x",
     ) -> None:
         if not (callable(error) or error in get_args(Error)):
             raise ValueError(
@@ -116,7 +120,8 @@ class Autoencode(Task):
             )
         if beta is not None and not beta >= 0:
             raise ValueError(f"Autoencode: beta must be at least 0, got {beta}")
-        self.error, self.beta = error, beta
+        self.error, self.beta, self.of = error, beta, of
+        self.reads = ("x",) if of == "x" else ("x", of)
         self.yields = ("reconstruction", "code") + (("mean", "log_variance") if beta is not None else ())
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
@@ -137,14 +142,15 @@ class Autoencode(Task):
         return dict(out)
 
     def loss(self, out: Outputs, batch: Batch) -> Tensor:
-        rows = self.reconstruction_error(out["reconstruction"], batch["x"])
+        rows = self.reconstruction_error(out["reconstruction"], batch[self.of])
         return rows if self.beta is None else rows + self.beta * normal_kl(out["mean"], out["log_variance"])
 
     def reconstruction_error(self, reconstruction: Tensor, x: Tensor) -> Tensor:
         """The error of each sample, summed over its elements, (B,)."""
         if reconstruction.shape != x.shape:  # subtracting would broadcast to something that trains and means nothing
             raise ValueError(
-                f"Autoencode: the reconstruction has shape {tuple(reconstruction.shape)}, x has {tuple(x.shape)}"
+                f"Autoencode: the reconstruction has shape {tuple(reconstruction.shape)}, "
+                f"{self.of} has {tuple(x.shape)}"
             )
         found, wanted = _wide(reconstruction), _wide(x)
         if callable(self.error):
@@ -164,7 +170,9 @@ class Autoencode(Task):
 
     def __repr__(self) -> str:
         error = repr(self.error) if isinstance(self.error, str) else getattr(self.error, "__name__", repr(self.error))
-        return f"Autoencode({error}{'' if self.beta is None else f', beta={self.beta:g}'})"
+        beta = "" if self.beta is None else f", beta={self.beta:g}"
+        of = "" if self.of == "x" else f", of={self.of!r}"
+        return f"Autoencode({error}{beta}{of})"
 
 
 def _wide(x: Tensor) -> Tensor:
