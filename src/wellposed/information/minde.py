@@ -40,13 +40,13 @@ class DiffusionEstimate(NamedTuple):
     error: float
 
 
-def noise_levels(task: Denoise) -> tuple[Tensor, Tensor]:
+def noise_levels(task: Denoise, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Times of a task and the width of log(sigma / alpha) each stands for, in float64, by the trapezoidal rule."""
     if task.continuous:
-        log_ratio = torch.linspace(-SPAN, SPAN, 1001, dtype=torch.float64)
+        log_ratio = torch.linspace(-SPAN, SPAN, 1001, dtype=torch.float64, device=device)
         times = log_ratio.sigmoid() if task.schedule == "flow" else log_ratio.exp().atan() * (2 / math.pi)
     else:
-        times = torch.arange(task.steps)
+        times = torch.arange(task.steps, device=device)
         alpha, sigma = task.levels(times, torch.empty(0, dtype=torch.float64))
         log_ratio = sigma.log() - alpha.log()
     gaps = log_ratio.diff()
@@ -56,11 +56,11 @@ def noise_levels(task: Denoise) -> tuple[Tensor, Tensor]:
 
 def drawn_times(task: Denoise, count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """Times (count,) with log(sigma / alpha) uniform, one of each of ``count`` equal parts, in order."""
-    times, widths = noise_levels(task)
-    share = (widths / widths.sum()).cumsum(0).to(device)
+    times, widths = noise_levels(task, device)
+    share = (widths / widths.sum()).cumsum(0)
     where = torch.rand(count, generator=generator, device=generator.device if generator else device).to(device)
     place = (torch.arange(count, device=device) + where.double()) / count
-    return times.to(device)[torch.searchsorted(share, place).clamp_max(len(times) - 1)]
+    return times[torch.searchsorted(share, place).clamp_max(len(times) - 1)]
 
 
 @torch.no_grad()
@@ -76,7 +76,7 @@ def _integral(
     """Integral over log(sigma / alpha) of the mean squared distance of two noises, each of (x_t, t, rows of x)."""
     if len(x) < 1 or draws < 1 or len(x) * draws < 2 * GROUPS:
         raise ValueError(f"needs at least {2 * GROUPS} draws in all, got {len(x)} rows and {draws} draws of each")
-    width = float(noise_levels(task)[1].sum())
+    width = float(noise_levels(task, x.device)[1].sum())
     count = len(x) * draws
     where = generator.device if generator else x.device
     rows = torch.cat([torch.randperm(len(x), generator=generator, device=where) for _ in range(draws)]).to(x.device)
@@ -285,8 +285,8 @@ class MINDE(nn.Module):
 
     Avoid:
         Taking it for a bound: errors of the net add to the distance, so that it reads a little above 0 where there is
-        nothing (0.002 nats in the same trial). Variables of other scale than variance 1. Information that shows at noise below the schedule's least
-        (1 % of the linear one): it is cut off.
+        nothing, 0.002 nats in the same trial. Variables of other scale than variance 1. Information that shows at noise
+        below the schedule's least (1 % of the linear one): it is cut off.
 
     Defaults:
         The linear schedule of 1000 steps, y told with probability one half, noise levels uniform in log(sigma / alpha),
