@@ -9,7 +9,14 @@ from wellposed.core.modes import evaluating
 def test_every_part_gets_its_own_mode_back_even_after_an_error() -> None:
     net, other = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(3)), nn.Dropout()
     net[1].eval()  # frozen by its user
-    with pytest.raises(KeyError), evaluating(net, other):
-        assert not any(m.training for m in (*net.modules(), other))
+
+    def modes() -> list[bool]:
+        return [m.training for m in (*net.modules(), other)]
+
+    def looked_at_and_failed() -> None:
+        assert modes() == [False] * 4
         raise KeyError
-    assert [m.training for m in (*net.modules(), other)] == [True, True, False, True]
+
+    with pytest.raises(KeyError), evaluating(net, other):
+        looked_at_and_failed()
+    assert modes() == [True, True, False, True]
