@@ -71,7 +71,6 @@ def test_pages_with_code_are_found() -> None:
     assert all(run[name] for name in ("README.md", "quickstart.md", "concepts.md", "integrations.md", "tasks.md"))
     assert run["noisy-labels.md"] == 3
     assert run["evidence.md"] == 3
-    assert run["tasks.md"] == 8
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -82,12 +81,15 @@ def test_examples_of_module(name: str) -> None:
 
 
 def test_every_task_has_an_example() -> None:
-    from wellposed import tasks
+    from wellposed import Task, tasks
 
+    text = (ROOT / "docs/tasks.md").read_text()
+    headings = " ".join(line for line in text.splitlines() if line.startswith("## "))
     for name in tasks.__all__:
         found = getattr(tasks, name)
         if isinstance(found, type):
             assert ">>>" in (found.__doc__ or ""), f"{name} has no example"
+            assert not issubclass(found, Task) or name in headings, f"{name} is missing in docs/tasks.md"
 
 
 def test_every_family_has_a_page_in_the_reference() -> None:
