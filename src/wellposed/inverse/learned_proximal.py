@@ -29,13 +29,16 @@ class LearnedProximal(nn.Module):
 
     Avoid:
         Reading phi outside the range of f: without ``strong`` the range is bounded, and x beyond it has no preimage
-        (``invert`` says so, ``prior`` raises). Signals larger than those trained on: f extrapolates, and plug and play may
-        converge there. Where only the denoised image counts: a free network of the same size
-        fits better. Training by squared error, if the prior is to be that of the data: see ``ProximalMatching``.
+        (``invert`` says so, ``prior`` raises). Where only the denoised image counts: on photo patches a free net of the
+        same size was 2 to 3 decibels better. Signals unlike those trained on: f only extrapolates there, and plug and
+        play may converge there; on photos with half of the pixels missing it did so after 400 training steps for some
+        settings, less from a start with plausible values, and not after 1500. Training by squared error, if the prior
+        is to be that of the data: see ``ProximalMatching``.
 
     Defaults:
-        Those of ``InputConvex``: positive weights are squares, sharpness 10. The paper clamps weights after each update
-        (``projected=True``): on numbers both did the same, on images clamping was a decibel ahead in a short training.
+        Those of ``InputConvex``: positive weights are squares, sharpness 10. The authors clamp weights after each
+        update (``projected=True``: on numbers no different, on images a decibel ahead in a short training), and use
+        sharpness 100 and alpha 1e-6 for images in [0, 1], with 40000 steps.
 
     Cost:
         A pass through psi and one back; inverting f takes Newton steps with up to 100 products each.
