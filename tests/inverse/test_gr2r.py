@@ -102,6 +102,16 @@ def test_the_best_linear_denoiser_is_the_supervised_one(law: Family, level: floa
     assert slope(2 * y2 - x)[0] != pytest.approx(supervised, abs=1e-6)  # and the two are different numbers
 
 
+def test_noisy_images_are_all_that_a_batch_needs() -> None:
+    batch = {"x": torch.rand(4, 3)}
+    with pytest.raises(wp.RecipeError, match="task Regress needs 'y'"):
+        wp.Recipe().attach(nn.Linear(3, 3), wp.Regress(), example=batch)
+    recipe = wp.Recipe(GR2R(level=0.1)).attach(nn.Linear(3, 3), wp.Regress(), example=batch)
+    recipe.step(batch, torch.optim.SGD(recipe.model.parameters(), lr=0.1))
+    with pytest.raises(wp.RecipeError, match="task Regress needs 'x'"):
+        wp.Recipe(GR2R(level=0.1)).attach(nn.Linear(3, 3), wp.Regress(), example={"y": batch["x"]})
+
+
 def test_a_level_for_every_pixel() -> None:
     y, level = torch.zeros(2, DRAWS // 4), torch.tensor([[0.1], [2.0]])
     y1, _ = recorrupt(y, "gaussian", level, 0.5, seed())

@@ -27,12 +27,13 @@ def attach(recipe: Recipe, model: nn.Module, task: Task, example: Batch | None) 
     if not isinstance(task, Task):
         raise RecipeError(f"the task must be a wellposed Task such as Classify(), got {task!r}")
     names = {m: recipe.name_of(m) for m in recipe.listed}
+    written = {key for m in names for key in m.writes}
     if example is not None:
-        _need(set(task.reads), set(example), f"task {type(task).__name__}", "the example batch")
+        _need(set(task.reads) - written, set(example), f"task {type(task).__name__}", "the example batch")
     for m, name in names.items():
         _check_strength(m, name)
         _check_target(m, name, task)
-        known = set(task.yields) | (set(example) if example is not None else set(task.reads) | OPTIONAL_KEYS)
+        known = set(task.yields) | written | (set(example) if example is not None else set(task.reads) | OPTIONAL_KEYS)
         _need(set(m.reads), known, name, f"task {type(task).__name__}")
     replacing = [n for m, n in names.items() if m.replaces]
     if len(replacing) > 1:

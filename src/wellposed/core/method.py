@@ -56,6 +56,7 @@ class Method(nn.Module):
         scope: how the penalty averages: ``"sample"`` (shape (B,), or a scalar mean over the batch's samples),
             ``"batch"`` (couples samples), ``"params"`` (once per update).
         reads: keys of batch or outputs the method needs.
+        writes: keys that its ``batch`` slot puts there, so that a batch need not have them.
         taps: names of submodules whose outputs it looks at; fixed at the latest in ``setup``.
         replaces: whether ``loss`` discards the loss it is given.
         targets: kinds of ``task.target`` it works with; None: any.
@@ -74,6 +75,7 @@ class Method(nn.Module):
 
     scope: ClassVar[Scope] = "sample"
     reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ()
     replaces: ClassVar[bool] = False
     targets: ClassVar[frozenset[str] | None] = None
     null: ClassVar[Mapping[str, Any] | None] = {"strength": 0.0}

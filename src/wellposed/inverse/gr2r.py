@@ -159,6 +159,7 @@ class GR2R(Method, paper="gr2r"):
     """
 
     reads = ("x",)
+    writes = ("y",)
     targets = frozenset({"real"})
     null = None
     exact = False  # every microbatch has a draw of its own
