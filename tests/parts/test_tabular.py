@@ -79,6 +79,23 @@ def test_single_precision_ends() -> None:
     torch.testing.assert_close(value_iteration(rough).double(), value_iteration(mdp), rtol=0, atol=1e-5)
 
 
+def test_small_changes_are_not_taken_for_rounding() -> None:
+    """With a discount near 1 values grow in steps that hardly shrink, in single precision by less than it resolves."""
+    loop = MDP(torch.ones(1, 1, 1), torch.ones(1, 1), 0.999)
+    # 1000 = 1 / (1 - discount); every backup rounds by 2^-24 of that, and 1000 of them add up
+    assert abs(float(value_iteration(loop, tolerance=0.01)) - 1000) < 0.01 + 1000 * 1000 * 2**-24
+    mdp = garnet(5, 2, 2, 0.999, torch.Generator().manual_seed(0), torch.float32)
+    q = value_iteration(mdp, tolerance=0.01).double()
+    precise = MDP(mdp.transition.double(), mdp.reward.double(), mdp.discount)
+    assert (q - value_iteration(precise)).abs().max() < 0.01 + float(q.abs().max()) * 2 * 1000 * 2**-24
+
+
+def test_the_smallest_problems() -> None:
+    one = MDP(torch.ones(1, 1, 1), torch.tensor([[2.0]]), 0.0)
+    assert value_iteration(one) == one.evaluate(torch.ones(1, 1)) == 2
+    assert value_iteration(MDP(torch.ones(1, 2, 1), torch.zeros(1, 2), 0.9)).tolist() == [[0.0, 0.0]]
+
+
 def test_garnet_has_its_branching_and_its_seed() -> None:
     mdp = garnet(10, 3, 4, 0.9, torch.Generator().manual_seed(3))
     assert ((mdp.transition > 0).sum(-1) == 4).all()
@@ -94,6 +111,8 @@ def test_garnet_has_its_branching_and_its_seed() -> None:
         ({"transition": torch.ones(2, 2, 3) / 3}, r"transitions \(S, A, S\)"),
         ({"transition": torch.ones(2, 2, 2)}, "sum to 1"),
         ({"discount": 1.0}, "discount must be in"),
+        ({"transition": torch.full((2, 2, 2), torch.nan)}, "sum to 1"),
+        ({"reward": torch.full((2, 2), -torch.inf)}, "rewards must be finite"),
     ],
 )
 def test_what_is_no_problem(wrong: dict[str, Any], word: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,8 @@ class MDP:
         discount: in [0, 1).
 
     Raises:
-        ValueError: for shapes that do not fit, rows that are no distributions, or a discount out of its range.
+        ValueError: for shapes that do not fit, rows that are no distributions, rewards that are not finite, or a
+            discount out of its range.
     """
 
     transition: Tensor
@@ -33,8 +35,10 @@ class MDP:
                 f"got {tuple(self.reward.shape)} and {tuple(self.transition.shape)}"
             )
         slack = 100 * torch.finfo(self.transition.dtype).eps
-        if bool((self.transition < 0).any()) or bool(((self.transition.sum(-1) - 1).abs() > slack).any()):
+        if not bool((self.transition >= 0).all()) or not bool(((self.transition.sum(-1) - 1).abs() <= slack).all()):
             raise ValueError("the transitions of a state and an action must be at least 0 and sum to 1")
+        if not bool(self.reward.isfinite().all()):
+            raise ValueError("rewards must be finite")
         if not 0 <= self.discount < 1:
             raise ValueError(f"the discount must be in [0, 1), got {self.discount:g}")
 
@@ -77,14 +81,17 @@ def value_iteration(mdp: MDP, temperature: float = 0.0, tolerance: float = 1e-9)
     """
     if not temperature >= 0 or not tolerance > 0:
         raise ValueError(f"temperature must be at least 0 and tolerance above 0, got {temperature:g}, {tolerance:g}")
-    q, gap = mdp.reward, float("inf")
-    while True:
-        new = mdp.backup(soft_max(q, temperature))
-        before, gap = gap, float((new - q).abs().max())
-        q = new
-        # the operator contracts by the discount, so the rest of the way is at most discount / (1 - discount) times this
-        if gap * mdp.discount <= tolerance * (1 - mdp.discount) or gap >= before:
-            return q
+    q = mdp.backup(soft_max(mdp.reward, temperature))
+    # The operator contracts by the discount g: what is left is at most g / (1 - g) times the last change, and each
+    # change at most g times the one before. So the number of steps is known at once, whatever rounding does to changes.
+    change, small = float((q - mdp.reward).abs().max()), tolerance * (1 - mdp.discount)
+    if mdp.discount * change <= small:
+        return q
+    for _ in range(math.ceil(math.log(small / (mdp.discount * change)) / math.log(mdp.discount))):
+        before, q = q, mdp.backup(soft_max(q, temperature))
+        if mdp.discount * float((q - before).abs().max()) <= small:
+            break
+    return q
 
 
 def garnet(
