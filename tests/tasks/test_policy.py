@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -171,6 +172,47 @@ def test_prompt_and_padding_do_not_count() -> None:
             assert torch.equal(loss(task, logits, changed), loss(task, logits, batch))
 
 
+def test_what_was_computed_beforehand_has_no_gradient() -> None:
+    """Log-probabilities of this very model, computed without `no_grad`, would cancel in the ratio."""
+    logits, batch = written()
+    task, slopes = Policy(kl=0.1), []
+    for held in (True, False):
+        table = Table(logits)
+        own = token_log_probs(table.logits, batch["ids"], batch["mask"])
+        known = own.detach() if held else own
+        given = batch | {"sampled_log_probs": known, "reference_log_probs": known - 1, "advantage": known.sum(1)}
+        torch.autograd.backward(task.loss(task.forward(table, given), given).sum())
+        slopes.append(table.logits.grad)
+    assert slopes[0] is not None
+    assert slopes[0].any()
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("average", ["sequence", "token", "sum"])
+def test_microbatches_are_the_large_batch(average: Any) -> None:
+    _, batch = written()
+    batch["mask"][1] = False  # an empty answer
+    windows = [batch], [{k: v[rows] for k, v in batch.items()} for rows in (slice(0, 1), slice(1, 2), slice(2, 4))]
+    found = []
+    for window in windows:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(V, 8), nn.Linear(8, V)).double()
+        Recipe().attach(model, Policy(kl=0.1, average=average)).step(
+            window, torch.optim.SGD(model.parameters(), lr=0.1)
+        )
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-14)
+
+
+def test_32_bit_ids_and_a_reference_in_half_precision() -> None:
+    _, batch = written()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(V, 8), nn.Linear(8, V))
+    batch["ids"] = batch["ids"].int()
+    recipe = Recipe().attach(model, Policy(kl=0.1, reference=deepcopy(model).bfloat16()))
+    assert recipe.step(batch, torch.optim.SGD(model.parameters(), lr=0.1))["task"].isfinite()
+
+
 # ---- advantages
 def test_group_advantages_by_loops() -> None:
     rewards = torch.tensor([1.0, 2.0, 4.0, 3.0, 3.0, 0.0])
@@ -190,7 +232,8 @@ def test_group_advantages_by_loops() -> None:
 
 
 def test_equal_rewards_and_single_answers_teach_nothing() -> None:
-    assert group_advantages(torch.full((16,), 0.1), 8).abs().max() < 1e-3  # rounding is not blown up
+    for reward in (0.1, 1000.1, -12345.678):  # rounding is not blown up
+        assert torch.equal(group_advantages(torch.full((21,), reward), 7), torch.zeros(21))
     assert torch.equal(group_advantages(torch.randn(3), 1), torch.zeros(3))
     assert group_advantages(torch.tensor([1, 0, 1, 1]), 2).dtype == torch.float32
 
@@ -208,6 +251,15 @@ def test_entropy_by_loops() -> None:
     sure = torch.full((1, 2, 3), -torch.inf)
     sure[..., 0] = 0
     assert answer_entropy(sure, torch.ones(1, 2)) == 0
+
+
+def test_entropy_has_a_gradient_where_a_probability_is_0() -> None:
+    logits = torch.tensor([[[0.0, -1000.0, -torch.inf, 1.0], [0.0] * 4]], requires_grad=True)
+    (found,) = torch.autograd.grad(answer_entropy(logits, torch.ones(1, 2)).sum(), logits)
+    likely = torch.tensor([0.0, 1.0], requires_grad=True)
+    (expected,) = torch.autograd.grad(torch.special.entr(likely.softmax(0)).sum(), likely)
+    torch.testing.assert_close(found[0, 0, [0, 3]], expected)
+    assert (found[0, 0, 1:3] == 0).all()
 
 
 # ---- the whole loop

@@ -26,7 +26,7 @@ def group_index(group: int | Tensor, rows: int) -> tuple[Tensor, int]:
     Raises:
         ValueError: if they do not divide into groups, or the labels are not one for each row.
     """
-    if isinstance(group, int):
+    if not isinstance(group, Tensor):
         if group < 1 or rows % group:
             raise ValueError(f"{rows} rows do not make groups of {group}")
         return torch.arange(rows).div(group, rounding_mode="floor"), rows // group
@@ -44,8 +44,8 @@ def group_advantages(
     Args:
         rewards: (B,).
         group: G if the answers to one prompt are G neighbouring rows, or a label of the prompt for each row, (B,).
-        scale: divide by the group's standard deviation (with G - 1) plus 1e-4, as GRPO does (Shao et al. 2024,
-            DeepSeekMath, arXiv 2402.03300, section 4.1); else prompts whose rewards differ more weigh more.
+        scale: divide by the group's standard deviation, as GRPO does (Shao et al. 2024, DeepSeekMath, arXiv
+            2402.03300, section 4.1), here with G - 1 and plus 1e-4; else prompts whose rewards differ more weigh more.
         leave_one_out: subtract the mean of the others, not of all: the unbiased baseline of REINFORCE (Kool et al.
             2019), G / (G - 1) times the other one.
 
@@ -55,6 +55,10 @@ def group_advantages(
     rewards = rewards.detach().to(torch.promote_types(rewards.dtype, torch.float32))
     index, n = group_index(group, len(rewards))
     index = index.to(rewards.device)
+    lowest = rewards.new_full((n,), torch.inf).scatter_reduce(0, index, rewards, "amin")
+    rewards = (
+        rewards - lowest[index]
+    )  # equal rewards are exactly 0 now, so that no rounding is divided by a spread of 0
 
     def mean(values: Tensor) -> Tensor:
         return values.new_zeros(n).index_add(0, index, values) / size
@@ -78,8 +82,9 @@ def answer_entropy(logits: Tensor, mask: Tensor) -> Tensor:
     Returns:
         shape (B,).
     """
-    wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
-    return masked_mean(torch.special.entr(wide.softmax(-1)).sum(-1), mask[:, 1:])
+    logs = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    # bounded from below, where a probability is 0: else gradients would be 0 * inf
+    return masked_mean(-(logs.exp() * logs.clamp(min=torch.finfo(logs.dtype).min)).sum(-1), mask[:, 1:])
 
 
 class Policy(Task):
@@ -104,8 +109,9 @@ class Policy(Task):
         clip: how far the ratio r pays, below and above 1: a number, or two. None: REINFORCE, of which each update
             needs answers of the present model.
         kl: price of leaving the reference, at least 0.
-        reference: the model to stay close to; a frozen copy in eval mode is made now, on its present device. None: with
-            kl the batch brings ``reference_log_probs`` (B, T), by ``token_log_probs``.
+        reference: the model to stay close to; a frozen copy in eval mode is made now, on its present device (to resume,
+            make it before the trained weights are loaded). None: with kl the batch brings ``reference_log_probs``
+            (B, T), by ``token_log_probs``.
         average: "sequence": of an answer its mean over tokens (GRPO). "token": every token of the update weighs the
             same, so long answers weigh more. "sum": of an answer the sum, the gradient of its own log-probability
             (REINFORCE; lengths then carry no bias).
@@ -165,7 +171,7 @@ class Policy(Task):
         out = {"logits": logits, "log_probs": token_log_probs(logits, ids, mask)}
         if self.kl:
             if self.reference is None:
-                reference = batch["reference_log_probs"]
+                reference = batch["reference_log_probs"].detach()
             else:
                 with torch.no_grad():
                     reference = token_log_probs(logits_of(self.reference(ids)), ids, mask)
@@ -174,13 +180,13 @@ class Policy(Task):
         return out
 
     def loss(self, out: Outputs, batch: Batch) -> Tensor:
-        log_probs, advantage = out["log_probs"], batch["advantage"]
+        log_probs, advantage = out["log_probs"], batch["advantage"].detach()
         mask = _answers(batch["mask"])
         worth = advantage if advantage.ndim == 2 else advantage[:, None]
         if self.clip is None:
             costs = -worth * log_probs
         else:
-            ratio = (log_probs - batch["sampled_log_probs"]).masked_fill(~mask, 0).exp()
+            ratio = (log_probs - batch["sampled_log_probs"].detach()).masked_fill(~mask, 0).exp()
             low, high = self.clip
             costs = -torch.minimum(ratio * worth, ratio.clamp(1 - low, 1 + high) * worth)
         if self.kl:

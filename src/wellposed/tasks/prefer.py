@@ -23,7 +23,7 @@ def token_log_probs(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         shape (B, T), in float32 or wider.
     """
     wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
-    return F.pad(-cross_entropy(wide, ids[:, 1:]).masked_fill(~mask[:, 1:].bool(), 0), (1, 0))
+    return F.pad(-cross_entropy(wide, ids[:, 1:].long()).masked_fill(~mask[:, 1:].bool(), 0), (1, 0))
 
 
 def sequence_log_probs(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -46,14 +46,15 @@ def dpo_loss(margin: Tensor, beta: float, label_smoothing: float = 0.0) -> Tenso
 class Prefer(Task):
     """Direct preference optimisation of a language model.
 
-    ``batch["chosen"]`` and ``batch["rejected"]`` hold ids (B, T) of prompt and answer, both padded to the same T, and
-    ``batch["chosen_mask"]`` and ``batch["rejected_mask"]`` (B, T) are true at the answer's tokens. Both go through the
-    model in one pass. What the reference model thinks comes from ``reference``, or from the batch, computed beforehand
-    by ``sequence_log_probs``: ``batch["reference_chosen"]`` and ``batch["reference_rejected"]`` (B,).
+    ``batch["chosen"]`` and ``batch["rejected"]`` hold ids (B, T) of prompt and answer, both padded on the right to the
+    same T, and ``batch["chosen_mask"]`` and ``batch["rejected_mask"]`` (B, T) are true at the answer's tokens. Both go
+    through the model in one pass; it sees the ids only, so that padding on the left would be read as text. What the
+    reference model thinks comes from ``reference``, or from the batch, computed beforehand by ``sequence_log_probs``:
+    ``batch["reference_chosen"]`` and ``batch["reference_rejected"]`` (B,).
 
     Args:
-        reference: the model to stay close to; a frozen copy in eval mode is made now, on its present device. None: the
-            batch brings its log-probabilities.
+        reference: the model to stay close to; a frozen copy in eval mode is made now, on its present device (to resume,
+            make it before the trained weights are loaded). None: the batch brings its log-probabilities.
         beta: how dear it is to leave the reference; above 0.
         label_smoothing: share of preferences taken to be the wrong way round, in [0, 0.5).
         reference_free: a uniform reference; the batch then brings none.
@@ -110,7 +111,7 @@ class Prefer(Task):
                 reference_chosen, reference_rejected = self._log_probs(self.reference, batch)
             margin = margin - (reference_chosen - reference_rejected)
         elif not self.reference_free:
-            margin = margin - (batch["reference_chosen"] - batch["reference_rejected"])
+            margin = margin - (batch["reference_chosen"] - batch["reference_rejected"]).detach()
         return {"chosen_log_probs": chosen, "rejected_log_probs": rejected, "margin": margin}
 
     def _log_probs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
