@@ -7,6 +7,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -54,12 +55,24 @@ def test_restrictions_by_hand() -> None:
     assert found(top_k=9, top_p=1.0) == pytest.approx(p.tolist())
 
 
+def test_temperatures_of_every_size() -> None:
+    logits = torch.tensor([80.0, 100.0, -torch.inf, 99.0])
+    assert restricted_log_probs(logits, 1e-37).exp().tolist() == [0, 1, 0, 0]
+    assert restricted_log_probs(logits, 1e37).exp().tolist() == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
+
+
 def test_ties_do_not_widen_top_k() -> None:
     assert (restricted_log_probs(torch.zeros(3, 8), top_k=3) > -math.inf).sum(-1).tolist() == [3, 3, 3]
 
 
 @pytest.mark.parametrize(
-    ("how", "words"), [({"temperature": -1.0}, "temperature"), ({"top_k": 0}, "top_k"), ({"top_p": 0.0}, "top_p")]
+    ("how", "words"),
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+    ],
 )
 def test_numbers_out_of_range(how: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -131,6 +144,14 @@ def test_stop_tokens_end_rows_and_the_loop() -> None:
     ids, real = out.continuations(pad=-1)
     assert ids.tolist() == [[3, 4, 5, 6], [5, 6, -1, -1]]
     assert torch.equal(real, ids != -1)
+
+
+def test_ids_of_32_bits_and_a_stop_from_numpy() -> None:
+    ids = torch.tensor([[1, 2], [3, 4]])
+    plain = generate(Mixer(), ids, 6, stop=3, generator=draws())
+    found = generate(Mixer(), ids.int(), 6, stop=np.int64(3), generator=draws())  # type: ignore[arg-type]
+    assert found.ids.dtype == torch.int32
+    assert torch.equal(found.ids, plain.ids)
 
 
 def test_ragged_continuations_line_up() -> None:

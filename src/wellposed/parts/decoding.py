@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def restricted_log_probs(
 
     Args:
         logits: (..., V).
-        temperature: at least 0; 0 is all mass on the likeliest token (of equals the first).
+        temperature: at least 0, finite; 0 is all mass on the likeliest token (of equals the first).
         top_k: keep so many of the likeliest, exactly; None: all.
         top_p: then keep the fewest of the likeliest whose mass reaches this share, in (0, 1]; None: all (Holtzman et
             al. 2019, arXiv 1904.09751).
@@ -61,8 +62,8 @@ def restricted_log_probs(
     Raises:
         ValueError: for a number out of its range.
     """
-    if not temperature >= 0:
-        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
@@ -71,7 +72,7 @@ def restricted_log_probs(
     if temperature == 0:
         best = logits.argmax(-1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter(-1, best, 0)
-    logits = logits / temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # no temperature is so low that this overflows
     if top_k is not None and top_k < logits.shape[-1]:
         kept = logits.topk(top_k, -1).indices
         logits = torch.full_like(logits, -torch.inf).scatter(-1, kept, logits.gather(-1, kept))
@@ -150,7 +151,7 @@ def generate(
     text = torch.full((len(prompts), room), pad, dtype=ids.dtype, device=ids.device)
     text[:, : room - steps] = prompts[:, : room - steps]
     sampled = torch.zeros_like(text, dtype=torch.bool)
-    stops = None if stop is None else torch.tensor([stop] if isinstance(stop, int) else list(stop), device=ids.device)
+    stops = None if stop is None else torch.as_tensor(stop, device=ids.device).flatten()
     going = torch.ones_like(rows, dtype=torch.bool)
     scores: tuple[Tensor, Tensor] | None = None
     with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
@@ -158,7 +159,7 @@ def generate(
             law = restricted_log_probs(logits, temperature, top_k, top_p)
             token = torch.multinomial(law.exp(), 1, generator=generator)
             now = going & (place >= lengths)
-            text[rows, place] = token[:, 0].where(now, text[rows, place])
+            text[rows, place] = token[:, 0].to(text.dtype).where(now, text[rows, place])
             sampled[rows, place] = now
             scores = scores or (law.new_zeros(text.shape), law.new_zeros(text.shape))
             for kept, of in zip(scores, (restricted_log_probs(logits), law), strict=True):
