@@ -200,6 +200,22 @@ def test_the_model_is_asked_only_where_something_changes() -> None:
         assert torch.equal(x[z != MASK], z[z != MASK])
 
 
+def test_the_mask_is_not_drawn_however_hot() -> None:
+    x = MaskedDiffusion(0).sample(nn.Embedding(4, 4), torch.zeros(50, 6).long(), 3, temperature=1e9, generator=draws())
+    assert (x != 0).all()
+
+
+def test_a_schedule_that_starts_at_next_to_nothing_and_32_bit_ids() -> None:
+    task = MaskedDiffusion(0, schedule=lambda t: t**800)  # 0 in float64 below t = 0.39
+    model, ids = nn.Embedding(4, 4), torch.zeros(50, 6).int()
+    x = task.sample(model, ids, 10, generator=draws())
+    assert x.dtype == torch.int32
+    assert (x != 0).all()
+    torch.testing.assert_close(
+        task.nelbo(model, x, 2, draws()), task.nelbo(model, x.long(), 2, draws()), rtol=0, atol=0
+    )
+
+
 def test_cold_sampling_takes_the_likeliest() -> None:
     task, p = MaskedDiffusion(MASK), law()
     x = task.sample(Conditionals(p), torch.full((50, L), MASK), 1, temperature=0.0, generator=draws())

@@ -45,8 +45,8 @@ def hiding_rate(t: Tensor, schedule: Schedule = "loglinear") -> Tensor:
     return 1 / t if schedule == "loglinear" else math.pi / 2 / torch.tan(math.pi / 2 * t)
 
 
-def subs_logits(logits: Tensor, mask_id: int) -> Tensor:
-    """Logits (..., V) that never predict the mask: without its column where it is the last id, else at -1e6 there.
+def subs_logits(logits: Tensor, mask_id: int, never: float = NEVER) -> Tensor:
+    """Logits (..., V) that never predict the mask: without its column where it is the last id, else ``never`` there.
 
     Half of the SUBS parameterisation. The other half, that places in view are copied, needs no logits: loss and
     sampler look at hidden places only.
@@ -58,7 +58,7 @@ def subs_logits(logits: Tensor, mask_id: int) -> Tensor:
     if mask_id >= outputs - 1:
         return logits[..., :mask_id]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half precision has no number so small
-    return logits.masked_fill(torch.arange(outputs, device=logits.device) == mask_id, NEVER)
+    return logits.masked_fill(torch.arange(outputs, device=logits.device) == mask_id, never)
 
 
 @implements("mdlm")
@@ -237,12 +237,14 @@ class MaskedDiffusion(Task):
         shares = [*hidden_share(times, self.schedule).tolist()[:-1], 0.0]  # the last step reveals what is left
         with evaluating(model):
             for now, later in pairwise(shares):
+                if not hidden.any():
+                    break
                 revealed = hidden & (torch.rand(z.shape, device=z.device, generator=generator) >= later / now)
                 if not revealed.any():
                     continue
-                logits = subs_logits(logits_of(model(z)), self.mask_id)[revealed]
+                logits = subs_logits(logits_of(model(z)), self.mask_id, -math.inf)[revealed]  # at any temperature
                 law = restricted_log_probs(logits, temperature, top_k, top_p).exp()
-                z[revealed] = torch.multinomial(law, 1, generator=generator)[:, 0]
+                z[revealed] = torch.multinomial(law, 1, generator=generator)[:, 0].to(z.dtype)
                 hidden = hidden & ~revealed
         return z
 
@@ -297,4 +299,4 @@ class MaskedDiffusion(Task):
 
 def _hidden_targets(ids: Tensor, mask: Tensor) -> Tensor:
     """Ids where hidden; elsewhere what cross-entropy ignores, so that places in view cost exactly nothing."""
-    return ids.masked_fill(~mask.bool(), IGNORED)
+    return ids.long().masked_fill(~mask.bool(), IGNORED)
