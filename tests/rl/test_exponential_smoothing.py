@@ -133,6 +133,16 @@ def test_probability_of_the_largest_normal() -> None:
     assert torch.autograd.gradcheck(argmax_probabilities, (mean.requires_grad_(), spread.requires_grad_()))
 
 
+def test_half_precision_is_computed_in_single() -> None:
+    policy = GaussianArgmax(nn.Identity(), 5, 4, prior=torch.randn(4, 5, generator=torch.Generator().manual_seed(0)))
+    x = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = policy(x)
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough.exp(), policy(x).exp(), rtol=0, atol=2**-5)
+    assert policy.bfloat16()(x.bfloat16()).dtype == torch.float32
+
+
 def test_far_behind_stays_finite() -> None:
     found = argmax_probabilities(torch.tensor([0.0, -50.0, 30.0]), torch.tensor(0.1))
     assert found.isfinite().all()

@@ -213,8 +213,9 @@ def argmax_probabilities(mean: Tensor, spread: Tensor, nodes: int = 32) -> Tenso
         nodes: of the quadrature; 32 are right to 1e-7 for ten scores. Takes nodes * K numbers for each score.
 
     Returns:
-        shape (..., K), normalised.
+        shape (..., K), normalised, float32 or wider.
     """
+    mean = mean.to(torch.promote_types(mean.dtype, torch.float32))
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)
     z = torch.as_tensor(points, dtype=mean.dtype, device=mean.device)
     log_weight = torch.as_tensor(weights / weights.sum(), dtype=mean.dtype, device=mean.device).log()
