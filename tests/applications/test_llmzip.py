@@ -203,6 +203,14 @@ def test_another_model_is_told() -> None:
 def test_bad_input_gets_its_sentence() -> None:
     with pytest.raises(ValueError, match="symbol 27 at place 1: the model knows 0 to 26"):
         lm_compress([3, 27], WittenBell(27))
+    for text in ([3, 40], [3, -1]):
+        with pytest.raises(ValueError, match="at place 1: the model knows 0 to 27"):
+            codelength(text, CausalPredictor(causal(0, 9, width=16, depth=1), BLANK, memory=8))
+    for mode in ("arithmetic", "ranks"):
+        with pytest.raises(ValueError, match="sum to 1"):
+            lm_compress([0, 1], lambda history: [2.0, -1.0], mode)
+    with pytest.raises(ValueError, match="sum to 1"):
+        codelength([0, 1], lambda history: [2.0, 2.0])
     with pytest.raises(ValueError, match="symbol -1"):
         codelength([-1], WittenBell(27))
     with pytest.raises(ValueError, match="not text"):

@@ -14,11 +14,8 @@ WIDTH = 62  # of the coder's interval; cutting it by counts loses 2^-30 of a sym
 FULL, HALF, QUARTER = (1 << WIDTH) - 1, 1 << (WIDTH - 1), 1 << (WIDTH - 2)
 
 
-def integer_law(law: ArrayLike) -> NDArray[np.int64]:
-    """Counts of the symbols, each at least 1, that sum to ``TOTAL``: a law, quantised.
-
-    Args:
-        law: probabilities (V,), with a sum of 1 up to 1e-6.
+def as_law(law: ArrayLike) -> tuple[NDArray[np.float64], float]:
+    """Probabilities (V,) and their sum, 1 up to 1e-6.
 
     Raises:
         ValueError: for what is no law, or too many symbols.
@@ -27,6 +24,12 @@ def integer_law(law: ArrayLike) -> NDArray[np.int64]:
     total = math.fsum(p.flat)  # rounded once, in whatever order a machine would add
     if p.ndim != 1 or not 0 < len(p) <= TOTAL // 2 or not (p >= 0).all() or not abs(total - 1) < 1e-6:
         raise ValueError(f"a law is probabilities (V,) that sum to 1; got shape {p.shape} with sum {total:g}")
+    return p, total
+
+
+def integer_law(law: ArrayLike) -> NDArray[np.int64]:
+    """Counts of the symbols, each at least 1, that sum to ``TOTAL``: a law, quantised."""
+    p, total = as_law(law)
     counts = np.floor(p * ((TOTAL - len(p)) / total)).astype(np.int64) + 1
     counts[counts.argmax()] += TOTAL - counts.sum()  # a few units of 2^-30 that rounding left
     return counts

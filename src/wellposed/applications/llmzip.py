@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..core import implements
-from ._arithmetic import TOTAL_BITS, Decoder, Encoder, integer_law
+from ._arithmetic import TOTAL_BITS, Decoder, Encoder, as_law, integer_law
 from ._predictors import CausalPredictor, Predictor, WittenBell, as_predictor, as_symbols
 
 __all__ = ["CausalPredictor", "WittenBell", "codelength", "lm_compress", "lm_decompress", "symbol_ranks"]
@@ -34,16 +34,24 @@ def codelength(symbols: bytes | Tensor | Sequence[int], model: Model, quantised:
 
     Returns:
         bits; infinite, unless quantised, where the model holds a symbol to be impossible.
+
+    Raises:
+        ValueError: for a symbol that the model does not know, or a law that is none.
     """
     ids = as_symbols(symbols)
     if isinstance(model, CausalPredictor) and not quantised:
+        model.start()
+        known = len(model.law())
+        for place, symbol in enumerate(ids):
+            _check_known(symbol, place, known)
         return -float(model.log_probs(torch.tensor(ids, dtype=torch.long)).sum()) / math.log(2) if ids else 0.0
     bits = 0.0
     for law, symbol in _laws(ids, model):
         if quantised:
             bits += TOTAL_BITS - math.log2(integer_law(law)[symbol])
         else:
-            bits -= math.log2(law[symbol]) if law[symbol] > 0 else -math.inf
+            p = as_law(law)[0][symbol]
+            bits -= math.log2(p) if p > 0 else -math.inf
     return bits
 
 
@@ -161,15 +169,19 @@ def _laws(ids: list[int], model: Model) -> Iterator[tuple[np.ndarray, int]]:
     predictor.start()
     for place, symbol in enumerate(ids):
         law = np.asarray(predictor.law(), dtype=np.float64)
-        if not 0 <= symbol < len(law):
-            raise ValueError(f"symbol {symbol} at place {place}: the model knows 0 to {len(law) - 1}")
+        _check_known(symbol, place, len(law))
         yield law, symbol
         predictor.see(symbol)
 
 
+def _check_known(symbol: int, place: int, known: int) -> None:
+    if not 0 <= symbol < known:
+        raise ValueError(f"symbol {symbol} at place {place}: the model knows 0 to {known - 1}")
+
+
 def _order(law: np.ndarray) -> np.ndarray:
     """Symbols from the likeliest to the unlikeliest."""
-    return np.argsort(-law, kind="stable")
+    return np.argsort(-as_law(law)[0], kind="stable")
 
 
 def _arithmetic_choices(payload: bytes) -> Callable[[np.ndarray], int | None]:
