@@ -85,6 +85,25 @@ def test_a_copy_of_any_additive_noise_is_exact_at_one_half() -> None:
     assert conditional(y1, y2, 1.5) > 10
 
 
+def test_matched_moments_do_for_polynomials() -> None:
+    """Skew noise at alpha 0.2, so tau 1/2: w with its variance and twice its third moment hides y2 - x from (y1 - x)^2."""
+
+    def two_values(like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """A coin with mean 0, variance 1 and third moment 4 = (1 - 2 p) / sqrt(p (1 - p)): 2 / tau."""
+        p = 0.5 - 1 / math.sqrt(5)
+        high = torch.rand(like.shape, generator=generator, dtype=like.dtype) < p
+        return torch.where(high, math.sqrt((1 - p) / p), -math.sqrt(p / (1 - p)))
+
+    x = torch.full((DRAWS,), 1.5, dtype=torch.float64)
+    n = torch.empty_like(x).exponential_(generator=seed()) - 1  # third moment 2
+    assert two_values(x, seed(3)).pow(3).mean().item() == pytest.approx(4.0, rel=0.05)
+    for power in (1, 2):
+        y1, y2 = recorrupt(x + n, two_values, 1.0, 0.2, seed(1))
+        assert standard_errors((y1 - x) ** power * (y2 - x), 0.0) < 4
+    y1, y2 = recorrupt(x + n, "gaussian", 1.0, 0.2, seed(1))
+    assert standard_errors((y1 - x) ** 2 * (y2 - x), 0.0) > 20
+
+
 @pytest.mark.parametrize(("law", "level", "noise"), LAWS, ids=[law[0] for law in LAWS])
 def test_the_best_linear_denoiser_is_the_supervised_one(law: Family, level: float, noise: Any) -> None:
     """x uniform on [1, 2]: the regression of y2 on y1 is that of x on y1."""
