@@ -108,6 +108,14 @@ def test_the_snippet_of_another_part_names_it(name: str) -> None:
     assert getattr(wp, name) is CITED[name]
 
 
+def test_the_snippet_of_a_task_attaches_it() -> None:
+    model, logged = torch.nn.Linear(4, 3), {"cost": -torch.ones(8), "propensity": torch.full((8,), 1 / 3)}
+    batch = {"x": torch.randn(8, 4), "action": torch.arange(8) % 3, **logged}
+    space = {"model": model, "batch": batch, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+    exec(cards.snippet(wp.SmoothedIPS), space)
+    assert space["terms"]["task"] < 0
+
+
 def test_a_card_says_everything() -> None:
     page = cards.paper_page("elr", "<svg></svg>")
     said, found = card(wp.ELR), evidence.read("elr")

@@ -9,9 +9,13 @@ import math
 import re
 from typing import Any
 
+import torch
+from torch import nn
+
 from ...core.card import card
 from ...core.method import Method, default_of, fields_of
 from ...core.registry import parts_of
+from ...core.task import Task
 from .. import evidence, paper
 from ..status import status_of
 from ..symptoms import SYMPTOMS
@@ -201,12 +205,21 @@ def snippet(part: Any, **settings: Any) -> str:
             "recipe.attach(model, task, steps=1000)  # before the optimizer is built; steps: planned updates\n"
             "terms = recipe.step(batch, optimizer)\n"
         )
-    arguments = [
-        f"{n}={'...' if p.default is p.empty else _shown(p.default)}" if p.kind is p.KEYWORD_ONLY else n
+    needed = [
+        f"{n}=..." if p.kind is p.KEYWORD_ONLY else {"params": "model.parameters()"}.get(n, n)
         for n, p in _parameters(part).items()
-        if p.default is p.empty or p.kind is p.KEYWORD_ONLY
+        if p.default is p.empty
     ]
-    return f"import wellposed as wp\n\nresult = {_call(f'wp.{name}', arguments)}\n"
+    call = _call(f"wp.{name}", needed)
+    if isinstance(part, type) and issubclass(part, Task):
+        lines = [f"task = {call}", "recipe = wp.Recipe().attach(model, task)", "terms = recipe.step(batch, optimizer)"]
+    elif isinstance(part, type) and issubclass(part, torch.optim.Optimizer):
+        lines = [f"optimizer = {call}"]
+    elif isinstance(part, type) and issubclass(part, nn.Module):
+        lines = [f"module = {call}"]
+    else:
+        lines = [f"result = {call}"]
+    return "import wellposed as wp\n\n" + "\n".join(lines) + "\n"
 
 
 def _call(name: str, arguments: list[str]) -> str:
