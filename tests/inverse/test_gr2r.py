@@ -86,7 +86,7 @@ def test_a_copy_of_any_additive_noise_is_exact_at_one_half() -> None:
 
 
 def test_matched_moments_do_for_polynomials() -> None:
-    """Skew noise at alpha 0.2, so tau 1/2: w with its variance and twice its third moment hides y2 - x from (y1 - x)^2."""
+    """Skew noise at alpha 0.2, so tau 1/2: w needs its variance, and twice its third moment."""
 
     def two_values(like: Tensor, generator: torch.Generator | None) -> Tensor:
         """A coin with mean 0, variance 1 and third moment 4 = (1 - 2 p) / sqrt(p (1 - p)): 2 / tau."""
