@@ -63,13 +63,13 @@ def entropy_guided_advantages(
 
     Helps:
         Compared with the same weights without entropy, on sparse rewards: with one right answer in 64 the reward after
-        300 updates was 0.99 with alpha 2, 0.91 with alpha 0.
+        300 updates was 0.99 with alpha 2, 0.92 with alpha 0 (each answer's entropy estimated by its own -log p).
 
     Avoid:
         As a gain over GRPO: there GRPO ended at 0.96 at the same learning rate and at 0.994 at four times the rate. The
         weights are a matter of step size: a good answer's advantage is multiplied by its own softmax, a rare answer's
-        by its entropy. The policy's entropy fell faster than GRPO's, not slower. Where all answers of a group have the
-        same entropy alpha does nothing.
+        by its entropy. The policy's entropy fell faster than GRPO's, not slower (after 50 updates 2.0 nats, of 4.1).
+        Where all answers of a group have the same entropy alpha does nothing.
 
     Defaults:
         alpha 1, temperature 1, a guess: scale alpha so that the entropies differ within a group as the advantages do.

@@ -46,12 +46,12 @@ class RPO(Method, paper="rpo"):
 
     Helps:
         Long training on preferences that cover the answers unevenly: a rare answer that won its one comparison is
-        over-optimised by DPO, and the reward ends below the reference's. There log pi(chosen) fell from -2 to -6
+        over-optimised by DPO, and the reward ends below the reference's. There log pi(chosen) fell from -2 to -5.6
         without the term and to -2.1 with it, and the reward stayed.
 
     Avoid:
         In place of early stopping where the true reward can be watched: against DPO stopped at its best step it gained
-        nothing (-0.02 of the reachable reward on the bandit of the claim). Where comparisons cover all answers, or the
+        nothing (-0.04 of the reachable reward on the bandit of the claim). Where comparisons cover all answers, or the
         reward generalises from features, it was worse than DPO by 0.05 to 0.5. A large strength is plain fine-tuning.
 
     Defaults:

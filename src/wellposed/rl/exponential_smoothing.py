@@ -78,8 +78,8 @@ class SmoothedIPS(Task):
 
     Avoid:
         Near-uniform logging over K actions: all estimates are then K^(alpha - 1) too small, and alpha 1 is better.
-        Weights clipped at 10 had a lower error than every alpha, at every sharpness. Costs above 0 make a policy flee
-        from what was logged: shift them to [-1, 0]. Guessed propensities.
+        With 300 rows no alpha had a lower error than weights clipped at 10, at any sharpness. Costs above 0 make a
+        policy flee from what was logged: shift them to [-1, 0]. Guessed propensities.
 
     Defaults:
         alpha 0.7, between the settings the paper recommends; it has to be chosen before the data are seen.
@@ -210,7 +210,7 @@ def argmax_probabilities(mean: Tensor, spread: Tensor, nodes: int = 32) -> Tenso
     Args:
         mean: (..., K).
         spread: standard deviation that the K share, (...), above 0.
-        nodes: of the quadrature; 32 are right to 1e-7 for ten scores. Takes nodes * K numbers for each score.
+        nodes: of the quadrature; 32 are right to 1e-6 for ten scores. Takes nodes * K numbers for each score.
 
     Returns:
         shape (..., K), normalised, float32 or wider.

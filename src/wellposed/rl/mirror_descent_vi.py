@@ -51,7 +51,7 @@ def mirror_descent_vi(
         \pi_{k+1} \propto \pi_k^\beta \exp \frac{q_k}{\lambda + \tau}, \quad \beta = \frac{\lambda}{\lambda + \tau}
 
     Helps:
-        Backups with noise that is not the same every time: after 200 iterations with N(0, 1) errors the policy was 4.0
+        Backups with noise that is not the same every time: after 200 iterations with N(0, 1) errors the policy was 4.1
         from optimal without, 0.1 with (random problems of 30 states, values up to 10).
 
     Avoid:

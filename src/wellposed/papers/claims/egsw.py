@@ -65,7 +65,8 @@ CLAIM = Claim(
     "with a higher reward than weights by advantage alone. (It is a matter of step size: GRPO without weights, at the "
     "same and at larger learning rates, is among the measurements.)",
     arena="answers of three places and four tokens, reward 1 for one of the 64; independent laws of the places, groups "
-    "of 8, clip 0.2, SGD 0.5, 300 updates, temperature 1; probability of the right answer at the end",
+    "of 8, clip 0.2, SGD 0.5, 300 updates, temperature 1; an answer's entropy estimated by its own -log p per token; "
+    "probability of the right answer at the end",
     quantity="reward, alpha 2 minus alpha 0 at learning rate 0.5",
     gain=gain,
     margin=0.02,  # about a quarter of what other seeds showed
