@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from wellposed import NotConverged
 from wellposed.inverse.learned_proximal import LearnedProximal
 from wellposed.parts.convex import InputConvex
-from wellposed.parts.sinkhorn import NotConverged
 
 
 def network(inputs: int = 1, seed: int = 0, kernel: int | None = None, strong: float = 0.1) -> LearnedProximal:

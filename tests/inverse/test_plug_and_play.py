@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from wellposed import NotConverged
 from wellposed.inverse.learned_proximal import LearnedProximal
 from wellposed.inverse.plug_and_play import Solver, plug_and_play
 from wellposed.parts.convex import InputConvex
 from wellposed.parts.proximal import soft_threshold
-from wellposed.parts.sinkhorn import NotConverged
 
 solvers = pytest.mark.parametrize("solver", ["pgd", "admm"])
 

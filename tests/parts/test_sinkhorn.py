@@ -9,8 +9,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from wellposed import NotConverged
 from wellposed.parts import entropic as entropic_module
-from wellposed.parts.sinkhorn import NotConverged, sinkhorn
+from wellposed.parts.sinkhorn import sinkhorn
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:

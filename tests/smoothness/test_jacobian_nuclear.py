@@ -136,3 +136,13 @@ def test_refusals() -> None:
         recipe.step({"x": torch.randn(6, 4), "y": torch.arange(6) % 3}, torch.optim.SGD(model.parameters()))
     with pytest.raises(ValueError, match="sigma must be above 0"):
         JacobianNuclear(layer="1", sigma=0.0)
+
+
+def test_a_model_of_one_number_a_sample() -> None:
+    """As regressors give it: outputs (B,)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1), nn.Flatten(0))
+    recipe = wp.Recipe(JacobianNuclear(layer="0", strength=1.0)).attach(model, wp.Regress())
+    terms = recipe.step({"x": torch.randn(8, 4), "y": torch.randn(8)}, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert terms["JacobianNuclear"] > 0
+    assert jacobian_nuclear_norm(model, torch.randn(5, 4)).shape == (5,)

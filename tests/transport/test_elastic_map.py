@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wellposed.parts.sinkhorn import NotConverged, sinkhorn
+from wellposed import NotConverged
+from wellposed.parts.sinkhorn import sinkhorn
 from wellposed.transport.elastic_map import (
     ElasticCost,
     elastic_l1,

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wellposed.parts.sinkhorn import NotConverged, sinkhorn
+from wellposed import NotConverged
+from wellposed.parts.sinkhorn import sinkhorn
 from wellposed.transport.sinkhorn_newton_sparse import sinkhorn_newton_sparse, sparsest
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linprog, minimize
 from torch import Tensor
 
-from wellposed.parts.sinkhorn import NotConverged
+from wellposed import NotConverged
 from wellposed.transport.sparse_ot import sparse_ot, sparse_shares
 
 

@@ -1,7 +1,7 @@
 """The training step: Task, Method, Step, Recipe."""
 
 from .citing import implements
-from .errors import NonFiniteError, RecipeError
+from .errors import NonFiniteError, NotConverged, RecipeError
 from .files import load_recipe
 from .method import Method, knob
 from .persample import PerSample
@@ -17,6 +17,7 @@ __all__ = [
     "Linear",
     "Method",
     "NonFiniteError",
+    "NotConverged",
     "PerSample",
     "Recipe",
     "RecipeError",

@@ -1,4 +1,4 @@
-"""The two errors a training step can raise on its own account."""
+"""Errors of the library's own: of a recipe, of a training step, of a solver."""
 
 
 class RecipeError(ValueError):
@@ -22,3 +22,7 @@ class NonFiniteError(ArithmeticError):
 
     def __reduce__(self) -> tuple[type, tuple[int, str, float]]:
         return type(self), (self.step, self.term, self.value)
+
+
+class NotConverged(RuntimeError):
+    """A solver ended further from the solution than was asked for."""

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.citing import implements
+from ..core.errors import NotConverged
 from ..parts.convex import InputConvex, Inverse, inverse_gradient
-from ..parts.sinkhorn import NotConverged
 
 __all__ = ["LearnedProximal"]
 

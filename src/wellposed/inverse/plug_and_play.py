@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core.citing import implements
+from ..core.errors import NotConverged
 from ..core.modes import evaluating
 from ..parts.conjugate_gradients import conjugate_gradients, lengths, spread
-from ..parts.sinkhorn import NotConverged
 from .learned_proximal import LearnedProximal
 
 __all__ = ["Restored", "plug_and_play"]

@@ -13,19 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.errors import NotConverged
 from .entropic import Entropic, entropic, newton
 from .envelope import transport_value
 
-__all__ = ["Coupling", "NotConverged", "sinkhorn"]
+__all__ = ["Coupling", "sinkhorn"]
 
 BLOCK = 5  # sweeps between looks at the error
 RANGE = 50.0  # logarithm of a scaling at which it is absorbed
 START, STAGE = 64.0, 4.0  # range of costs over the first epsilon, and the ratio of successive ones, on the way down
 NEAR = 0.1  # marginal error below which over-relaxation is safe
-
-
-class NotConverged(RuntimeError):
-    """A solver ended further from the solution than was asked for."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def jacobian_nuclear_norm(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
-        rows = f(leaf).flatten(1)
+        rows = f(leaf).reshape(len(x), -1)
         slopes = [torch.autograd.grad(rows[:, k].sum(), leaf, retain_graph=True)[0] for k in range(rows.shape[1])]
     return torch.linalg.svdvals(torch.stack([s.flatten(1) for s in slopes], 1)).sum(1)
 
@@ -79,7 +79,8 @@ def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _squares(difference: Tensor) -> Tensor:
-    return difference.flatten(1).to(wide(difference.dtype)).square().sum(1)
+    rows = difference.reshape(len(difference), -1)  # of one number a sample, too
+    return rows.to(wide(rows.dtype)).square().sum(1)
 
 
 class JacobianNuclear(Method, paper="jacobian-nuclear-norm"):

@@ -40,6 +40,12 @@ class Autoencoder(nn.Module):
             logarithm of the variance, joined along dimension 1.
         decoder: code -> reconstruction, of x's shape.
         variational: whether the code is a normal law of which a sample is decoded.
+
+    Example:
+        >>> import torch
+        >>> model = Autoencoder(torch.nn.Linear(4, 2), torch.nn.Linear(2, 4))
+        >>> {key: tuple(value.shape) for key, value in model(torch.randn(8, 4)).items()}
+        {'reconstruction': (8, 4), 'code': (8, 2)}
     """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, variational: bool = False) -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..core import implements
+from ..core.errors import NotConverged
 from ..parts.entropic import entropic, newton_direction
 from ..parts.envelope import transport_value
-from ..parts.sinkhorn import NotConverged
 
 __all__ = ["SparseCoupling", "sparse_ot", "sparse_shares"]
 
