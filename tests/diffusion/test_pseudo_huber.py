@@ -50,7 +50,7 @@ def test_schedules_are_the_papers() -> None:
     time = torch.arange(50).double() / 50
     alpha, sigma = (v.flatten() for v in task.levels(torch.arange(50), time))
     log_snr = 2 * (alpha / sigma).log()
-    kept = task.kept
+    kept = task.table[0].square()
     for i in range(50):
         ratio = math.sqrt((1 - kept[i]) / kept[i])
         wanted = {"exponential": math.exp(math.log(0.2) * i / 50), "snr": 0.8 / (1 + ratio) ** 2 + 0.2, "constant": 0.2}

@@ -53,7 +53,7 @@ def test_ddpm_is_algorithm_2(schedule: Any, variance: Any) -> None:
     """Ho et al., with the predicted noise, and the variances beta and beta (1 - kept_{t-1}) / (1 - kept_t)."""
     task = Denoise("epsilon", schedule, steps=20)
     net, x, g = Gaussian(task), start(), generator()
-    kept = task.kept.tolist()
+    kept = task.table[0].square().tolist()
     for t in reversed(range(20)):
         before = kept[t - 1] if t else 1.0
         step = kept[t] / before  # 1 - beta
@@ -69,12 +69,12 @@ def test_ddpm_is_algorithm_2(schedule: Any, variance: Any) -> None:
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_ddim_is_equation_12(eta: float) -> None:
     task = Denoise("epsilon", "cosine", steps=50)
-    net, x, g = Gaussian(task), start(), generator()
+    net, x, g, squares = Gaussian(task), start(), generator(), task.table[0].square()
     times = sampling_levels(task, 8)[0].tolist()
     assert times[0] == 49
     assert times[-1] == 0
     for now, then in pairwise([*times, -1]):
-        kept, later = float(task.kept[now]), float(task.kept[then]) if then >= 0 else 1.0
+        kept, later = float(squares[now]), float(squares[then]) if then >= 0 else 1.0
         eps = net(x, torch.full((6,), now))
         spread = eta * math.sqrt((1 - later) / (1 - kept)) * math.sqrt(1 - kept / later)
         clean = (x - math.sqrt(1 - kept) * eps) / math.sqrt(kept)

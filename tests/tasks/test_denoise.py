@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from wellposed import Recipe
+from wellposed.diffusion.min_snr import MinSNR
+from wellposed.diffusion.snr_weights import PowerSNR
 from wellposed.tasks import Denoise, cosine_betas, linear_betas
 
 STEPS = 50
@@ -89,7 +91,7 @@ def inverse_root(log_snr: Tensor) -> Tensor:
     return torch.exp(-log_snr / 2)
 
 
-@pytest.mark.parametrize("weighting", ["min-snr", inverse_root])
+@pytest.mark.parametrize("weighting", [MinSNR(), inverse_root])
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "flow", "trig"])
 def test_a_weighted_loss_is_the_same_whatever_is_predicted(schedule: Any, weighting: Any) -> None:
     error = torch.randn(STEPS, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -112,7 +114,7 @@ def test_a_weighted_loss_is_the_same_whatever_is_predicted(schedule: Any, weight
 )
 def test_min_snr_weights_are_the_papers(predict: Any, published: Any) -> None:
     simple = Denoise(predict, steps=1000)
-    weighted = Denoise(predict, steps=1000, weighting="min-snr", gamma=5.0)
+    weighted = Denoise(predict, steps=1000, weighting=MinSNR(5.0))
     t = torch.arange(1000)
     batch = {"x": torch.ones(1000, 1).double(), "noise": torch.zeros(1000, 1).double(), "t": t}
     out = {"prediction": torch.full((1000, 1), 7.0).double()}
@@ -121,7 +123,7 @@ def test_min_snr_weights_are_the_papers(predict: Any, published: Any) -> None:
     torch.testing.assert_close(weighted.loss(out, batch), simple.loss(out, batch) * published(snr, 5.0))
 
 
-@pytest.mark.parametrize("weighting", ["simple", "min-snr"])
+@pytest.mark.parametrize("weighting", ["simple", MinSNR()])
 @pytest.mark.parametrize(
     ("schedule", "predict"), [(s, p) for s in ("flow", "trig") for p in DISCRETE] + [("flow", "velocity")]
 )
@@ -136,9 +138,33 @@ def test_the_ends_of_time_are_finite(schedule: Any, predict: Any, weighting: Any
     assert torch.isfinite(p.grad).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weighting", [MinSNR(), PowerSNR(1.0)])
+@pytest.mark.parametrize(("schedule", "predict"), [("cosine", p) for p in DISCRETE] + [("flow", "velocity")])
+def test_the_loss_of_half_precision_is_computed_in_single(
+    schedule: Any, predict: Any, weighting: Any, dtype: torch.dtype
+) -> None:
+    """Weights rounded to bfloat16 are wrong by percents, and errors times SNR overflow in float16."""
+    task, g = Denoise(predict, schedule, weighting=weighting), torch.Generator().manual_seed(0)
+    t = torch.linspace(0.01, 0.99, 1000).to(dtype) if task.continuous else torch.arange(1000)
+    x, noise, said = (torch.randn(1000, 3, generator=g).to(dtype) for _ in range(3))
+    found = task.loss({"prediction": said}, {"x": x, "noise": noise, "t": t})
+    exact = {"x": x.double(), "noise": noise.double(), "t": t.double() if task.continuous else t}
+    torch.testing.assert_close(found.double(), task.loss({"prediction": said.double()}, exact), rtol=1e-4, atol=0)
+
+
+def test_times_in_half_precision_are_not_a_grid() -> None:
+    """Uniform draws in bfloat16 would be multiples of 1 / 256, 0 among them."""
+    t = Denoise("velocity", "flow").draw(torch.zeros(4000, 1).bfloat16(), torch.Generator().manual_seed(0))["t"]
+    assert t.dtype == torch.bfloat16
+    assert (t > 0).all()
+    small = t[t < 1 / 64].double() * 256
+    assert (small != small.round()).double().mean() > 0.5
+
+
 @pytest.mark.parametrize("predict", DISCRETE)
 def test_gradient(predict: Any) -> None:
-    task = Denoise(predict, "cosine", weighting="min-snr", steps=4)
+    task = Denoise(predict, "cosine", weighting=MinSNR(), steps=4)
     batch = {"x": torch.randn(4, 2).double(), "t": torch.arange(4), "noise": torch.randn(4, 2).double()}
     p = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda q: task.loss({"prediction": q}, batch), (p,))
@@ -239,10 +265,9 @@ def test_a_condition_is_handed_to_the_model() -> None:
     [
         ({"predict": "score"}, "predict must be one of epsilon"),
         ({"schedule": "sigmoid"}, "schedule must be one of linear"),
-        ({"weighting": "p2"}, "simple, min-snr or a function"),
+        ({"weighting": "p2"}, "simple or a function"),
         ({"predict": "velocity"}, "schedule='flow'"),
         ({"steps": 0}, "steps must be at least 1"),
-        ({"gamma": 0.0}, "gamma must be above 0"),
         ({"log_noise": (0.0, 1.0)}, "log_noise is .* got .* with 'linear'"),
         ({"log_noise": (0.0, 0.0), "schedule": "trig"}, "standard deviation above 0"),
     ],
@@ -259,6 +284,6 @@ def test_a_prediction_of_another_shape_is_refused() -> None:
 
 
 def test_repr_evaluates_back() -> None:
-    again = eval(repr(Denoise("v", "cosine", weighting="min-snr", steps=7)))
-    assert (again.predict, again.schedule, again.weighting, again.steps) == ("v", "cosine", "min-snr", 7)
+    again = eval(repr(Denoise("v", "cosine", weighting=MinSNR(), steps=7)))
+    assert (again.predict, again.schedule, again.weighting, again.steps) == ("v", "cosine", MinSNR(), 7)
     assert eval(repr(Denoise("v", "trig", log_noise=(0.0, 1.0)))).log_noise == (0.0, 1.0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wellposed import Recipe, Task
 from wellposed.diffusion.masked_diffusion import MaskedDiffusion
+from wellposed.diffusion.min_snr import MinSNR
 from wellposed.rl.exponential_smoothing import SmoothedIPS
 from wellposed.tasks import (
     Autoencode,
@@ -132,7 +133,7 @@ CASES: dict[str, Callable[[], Case]] = {
         {"x": torch.randint(V, (B, T)), "y": torch.randint(V, (B, T)).masked_fill(~uneven_mask(), -100)},
     ),
     "epsilon": lambda: denoising("epsilon"),
-    "flow": lambda: denoising("velocity", "flow", weighting="min-snr"),
+    "flow": lambda: denoising("velocity", "flow", weighting=MinSNR()),
     "two views": lambda: Case(Same(), TwoViews(distance), {"x1": torch.randn(B, 6), "x2": torch.randn(B, 6)}),
     "masked tokens": lambda: Case(
         language(),

@@ -22,7 +22,7 @@ from .noise_levels import (
 )
 
 Schedule = Literal["linear", "cosine", "flow", "trig"]
-Weighting = Literal["simple", "min-snr"] | Callable[[Tensor], Tensor]
+Weighting = Literal["simple"] | Callable[[Tensor], Tensor]
 Distance = Literal["squared"] | Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -41,15 +41,13 @@ class Denoise(Task):
         schedule: ``"linear"`` or ``"cosine"`` variances, alpha^2 = prod (1 - beta), sigma^2 = 1 - alpha^2; or
             ``"flow"``: alpha = 1 - t, sigma = t (Liu et al. 2022, Rectified Flow, arXiv 2209.03003, Eq. 1, with the
             ends of time exchanged); or ``"trig"``: alpha and sigma are cosine and sine of pi t / 2.
-        weighting: ``"simple"``: w = 1 on whatever is predicted. ``"min-snr"``: min(SNR, gamma) / SNR on the error of
-            the noise (Hang et al. 2023, arXiv 2303.09556, section 3.4). A function (B,) -> (B,) of log SNR: its
-            value weighs the error of the noise; `wellposed.diffusion` has some. The two latter give the same loss
-            whatever is predicted. SNR = alpha^2 / sigma^2, its logarithm held within [-20, 20].
+        weighting: ``"simple"``: w = 1 on whatever is predicted. A function (B,) -> (B,) of log SNR: its value weighs
+            the error of the noise, so that the loss is the same whatever is predicted; `MinSNR`, say.
+            SNR = alpha^2 / sigma^2, its logarithm held within [-20, 20].
         distance: ``"squared"``, or a function (error, time, log_snr) -> elementwise values, of the error (B, ...), the
             time as a share of [0, 1] and log SNR, both (B,): `PseudoHuber`, say. The error is that of the noise
             unless the weighting is simple.
         steps: number of times of the discrete schedules; at least 1.
-        gamma: where ``"min-snr"`` cuts; above 0.
         log_noise: mean and standard deviation of log(sigma / alpha), which ``draw`` then makes normal, with real times;
             None: uniform times. With ``"v"``, ``"trig"`` and data of unit variance (-0.51, 1.2) is the training of
             Karras et al. 2022 (arXiv 2206.00364, Table 1), whose preconditioned net predicts -v; with ``"flow"``
@@ -67,7 +65,7 @@ class Denoise(Task):
         ...         self.layer = torch.nn.Linear(3, 2)
         ...     def forward(self, x, t):
         ...         return self.layer(torch.cat([x, t[:, None] / 1000], 1))
-        >>> model, task = Net(), Denoise(weighting="min-snr")
+        >>> model, task = Net(), Denoise()
         >>> recipe = Recipe().attach(model, task)
         >>> batch = task.draw(torch.randn(8, 2), torch.Generator().manual_seed(0))
         >>> sorted(recipe.step(batch, torch.optim.SGD(model.parameters(), lr=0.1)))
@@ -85,31 +83,31 @@ class Denoise(Task):
         weighting: Weighting = "simple",
         distance: Distance = "squared",
         steps: int = 1000,
-        gamma: float = 5.0,
         log_noise: tuple[float, float] | None = None,
     ) -> None:
         for name, value, known in (("predict", predict, Predict), ("schedule", schedule, Schedule)):
             if value not in get_args(known):
                 raise ValueError(f"Denoise: {name} must be one of {', '.join(get_args(known))}, got {value!r}")
-        if not (callable(weighting) or weighting in ("simple", "min-snr")):
-            raise ValueError(f"Denoise: weighting must be simple, min-snr or a function of log SNR, got {weighting!r}")
+        if not (callable(weighting) or weighting == "simple"):
+            raise ValueError(f"Denoise: weighting must be simple or a function of log SNR, got {weighting!r}")
         if not (callable(distance) or distance == "squared"):
             raise ValueError(f"Denoise: distance must be squared or a function of errors, got {distance!r}")
         if predict == "velocity" and schedule != "flow":
             raise ValueError("Denoise: noise - x is a velocity only on the straight path; use schedule='flow'")
         if steps < 1:
             raise ValueError(f"Denoise: steps must be at least 1, got {steps}")
-        if not gamma > 0:
-            raise ValueError(f"Denoise: gamma must be above 0, got {gamma}")
         self.predict, self.schedule, self.weighting, self.distance = predict, schedule, weighting, distance
-        self.steps, self.gamma, self.log_noise = steps, gamma, log_noise
+        self.steps, self.log_noise = steps, log_noise
         if log_noise is not None and not (self.continuous and log_noise[1] > 0):
             raise ValueError(
                 "Denoise: log_noise is (mean, standard deviation above 0) for schedule='flow' or 'trig', got "
                 f"{log_noise!r} with {schedule!r}"
             )
         betas = cosine_betas(steps) if schedule == "cosine" else linear_betas(steps)
-        self.kept = (1 - betas).cumprod(0)  # alpha^2 at every time of a discrete schedule
+        kept = (1 - betas).cumprod(0)
+        self.table = torch.stack(
+            [kept.sqrt(), (1 - kept).sqrt()]
+        )  # alpha and sigma at the times of a discrete schedule
 
     @property
     def continuous(self) -> bool:
@@ -119,26 +117,30 @@ class Denoise(Task):
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """A batch of clean samples ``x`` (B, ...) with random times and normal noise from ``generator``."""
         here: dict[str, Any] = {"device": x.device, "generator": generator}
+        wide = torch.promote_types(x.dtype, torch.float32)  # uniform draws in bfloat16 are multiples of 1 / 256
         if self.log_noise is not None:
-            ratio = self.log_noise[0] + self.log_noise[1] * torch.randn(len(x), dtype=x.dtype, **here)
+            ratio = self.log_noise[0] + self.log_noise[1] * torch.randn(len(x), dtype=wide, **here)
             t = ratio.sigmoid() if self.schedule == "flow" else ratio.exp().atan() * (2 / math.pi)
         elif self.continuous:
-            t = torch.rand(len(x), dtype=x.dtype, **here)
+            t = torch.rand(len(x), dtype=wide, **here)
         else:
             t = torch.randint(self.steps, (len(x),), **here)
-        return {"x": x, "t": t, "noise": torch.randn(x.shape, dtype=x.dtype, **here)}
+        noise = torch.randn(x.shape, dtype=x.dtype, **here)
+        return {"x": x, "t": t.to(x.dtype) if self.continuous else t, "noise": noise}
 
     def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at times ``t`` (B,), shaped to multiply ``like`` (B, ...)."""
+        if self.continuous:
+            t = t.to(torch.promote_types(t.dtype, torch.float32))
         if self.schedule == "flow":
             alpha, sigma = 1 - t, t
         elif self.schedule == "trig":
             angle = t * (math.pi / 2)
             alpha, sigma = angle.cos().clamp_min(0), angle.sin()
         else:
-            self.kept = self.kept.to(t.device)  # moves once
-            kept = self.kept[t]
-            alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
+            widest = torch.float32 if t.device.type == "mps" else torch.float64  # Apple's devices have no float64
+            self.table = self.table.to(t.device, widest)  # moves once
+            alpha, sigma = self.table[:, t]
         shape = (-1, *[1] * (like.ndim - 1))
         return alpha.to(like.dtype).view(shape), sigma.to(like.dtype).view(shape)
 
@@ -157,9 +159,10 @@ class Denoise(Task):
         x, prediction = batch["x"], out["prediction"]
         if prediction.shape != x.shape:
             raise ValueError(f"Denoise: the prediction has shape {tuple(prediction.shape)}, x has {tuple(x.shape)}")
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # weights, and errors times SNR, overflow in half
         alpha, sigma = self.levels(batch["t"], x)
-        error = prediction - target_of(self.predict, x, batch["noise"], alpha, sigma)
-        if self.weighting != "simple":
+        error = prediction - target_of(self.predict, x, batch["noise"].to(x.dtype), alpha, sigma)
+        if callable(self.weighting):
             error = noise_error(self.predict, alpha, sigma) * error
         log_snr = log_snr_of(alpha, sigma).flatten()
         if callable(self.distance):
@@ -168,15 +171,7 @@ class Denoise(Task):
         else:
             apart = error.square()
         rows = self.reduce(apart, batch)
-        return rows if self.weighting == "simple" else self.weigh(log_snr) * rows
-
-    def weigh(self, log_snr: Tensor) -> Tensor:
-        """Weight of the noise's error where the weighting is not simple."""
-        if callable(self.weighting):
-            return self.weighting(log_snr)
-        from ..diffusion.min_snr import MinSNR  # importing wellposed loads the core and the tasks only
-
-        return MinSNR(self.gamma)(log_snr)
+        return self.weighting(log_snr) * rows if callable(self.weighting) else rows
 
     def __repr__(self) -> str:
         distance = "" if self.distance == "squared" else f", distance={self.distance!r}"
