@@ -71,12 +71,11 @@ def test_denoise_and_a_loop_of_your_own_agree(weight: SNRWeight, predict: Any) -
     torch.testing.assert_close(weighted.loss(out, batch), own, rtol=1e-9, atol=0)
 
 
-def test_min_snr_by_name_is_min_snr() -> None:
-    by_name, by_object = (Denoise(steps=20, weighting=w, gamma=2.0) for w in ("min-snr", MinSNR(2.0)))
-    batch = by_name.draw(torch.randn(8, 2), torch.Generator().manual_seed(0))
-    out = {"prediction": torch.randn(8, 2)}
-    assert torch.equal(by_name.loss(out, batch), by_object.loss(out, batch))
-    assert repr(eval(repr(by_object))) == repr(by_object)
+@pytest.mark.parametrize("name", ["v_prediction", "sample"])
+def test_names_of_other_libraries_are_refused(name: Any) -> None:
+    """Not taken for the velocity."""
+    with pytest.raises(ValueError, match=f"prediction must be one of epsilon, x0, v, velocity, got '{name}'"):
+        MinSNR().weight(SNR, name)
 
 
 @pytest.mark.parametrize("weight", FAMILY, ids=repr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -28,7 +29,12 @@ class SNRWeight:
         Args:
             snr: of any shape; held within exp(-20) ... exp(20), so that 0 and infinity do no harm.
             prediction: ``"epsilon"``, ``"x0"``, ``"v"`` of a variance-preserving schedule, or ``"velocity"`` noise - x.
+
+        Raises:
+            ValueError: for another name.
         """
+        if prediction not in get_args(Predict):
+            raise ValueError(f"prediction must be one of {', '.join(get_args(Predict))}, got {prediction!r}")
         log_snr = snr.log().clamp(-RANGE, RANGE)
         alpha, sigma = log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
         return self(log_snr) * noise_error(prediction, alpha, sigma).square()
