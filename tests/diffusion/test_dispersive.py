@@ -78,6 +78,28 @@ def test_dead_and_equal_representations_give_no_nan(kind: Kind) -> None:
         assert g.abs().max() < 1e-6
 
 
+def test_constant_units_are_uncorrelated_at_any_value() -> None:
+    """What rounding leaves of them is no correlation."""
+    for rows in (7, 12, 33, 1000):
+        for value in (0.1, -3.3, 1e-5, 1e4):
+            z = points(rows, 4).float()
+            z[:, 1] = z[:, 2] = value
+            alone = dispersive_loss(z[:, [0, 3]], "cov")
+            z.requires_grad_()
+            found = dispersive_loss(z, "cov")
+            (g,) = torch.autograd.grad(found, z)
+            torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-6)  # roundings of 2, the diagonal
+            assert (g[:, 1:3] == 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_sample_at_zero_has_no_exploding_gradient(kind: Kind) -> None:
+    z = points(6, 4)
+    z[2] = 0
+    (g,) = torch.autograd.grad(dispersive_loss(z.requires_grad_(), kind), z)
+    assert g.abs().max() < 10
+
+
 def test_distances_survive_a_large_common_offset() -> None:
     z = points(20, 8).float()
     exact = torch.cdist(z.double(), z.double()).square()

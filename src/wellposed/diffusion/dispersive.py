@@ -39,7 +39,8 @@ def dispersive_loss(z: Tensor, kind: Kind = "infonce_l2", tau: float = 0.5, marg
         if kind == "infonce_l2":
             return _log_mean_exp(squared_distances(z) / (-z.shape[1] * tau))
         if kind == "infonce_cos":
-            z = F.normalize(z, dim=1)
+            length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+            z = z / length.where(length > 1e-12, 1)  # a sample at 0 has no direction, and no pull that explodes
             return _log_mean_exp(z @ z.T / tau)
         if kind == "hinge":
             rows = len(z)
@@ -53,8 +54,11 @@ def squared_correlations(z: Tensor) -> Tensor:
 
     By the smaller of the two Gram matrices, whose Frobenius norms agree. Constant columns count as uncorrelated.
     """
-    z = z - z.mean(0)
-    z = z * (z.square().sum(0).clamp_min(torch.finfo(z.dtype).tiny)).rsqrt()
+    mean = z.mean(0)
+    z = z - mean
+    length = z.square().sum(0)
+    rounding = len(z) * (8 * torch.finfo(z.dtype).eps * mean).square()  # what is left of a constant column
+    z = z * length.where(length > rounding, torch.inf).rsqrt()
     gram = z.T @ z if z.shape[1] <= len(z) else z @ z.T
     return gram.square().sum() - z.square().sum(0).square().sum()
 
