@@ -135,6 +135,29 @@ def test_second_differences() -> None:
     torch.testing.assert_close(found, torch.cat([along_rows, along_columns]), rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_smoothing_after_values_were_fixed(full: bool) -> None:
+    """What an exact law leaves of a variance is 0, by rounding hardly less; those points stay, and nothing is NaN."""
+    root = draw(40, 20, 20, seed=5).float()
+    cov = root @ root.mT / 20 if full else root[:, 0].square() + 0.1
+    G = torch.eye(20)[[0, 1, 2, 3, 19]]
+    fixed, left = conservation_update(draw(40, 20).float(), cov, G, 1.0)
+    if not full:
+        assert left.min() == 0
+    smooth, _ = smoothing_update(fixed, left)
+    torch.testing.assert_close(smooth @ G.T, torch.ones(40, 5), rtol=0, atol=1e-4)
+
+
+def test_smoothing_beside_known_points_has_a_gradient() -> None:
+    variances = torch.ones(20)
+    variances[:4] = 0
+    variances.requires_grad_()
+    found, cov = smoothing_update(draw(20).float(), variances)
+    (g,) = torch.autograd.grad(found.sum() + cov.sum(), variances)
+    assert found.isfinite().all()
+    assert g.isfinite().all()
+
+
 def test_smoothing_by_the_variance_of_a_second_difference() -> None:
     mean, variances = draw(2, N), draw(2, N, seed=5).square() + 0.1
     found, cov = smoothing_update(mean, variances, 0.6)
@@ -146,6 +169,9 @@ def test_smoothing_by_the_variance_of_a_second_difference() -> None:
         hessian = torch.diag(1 / variances[i]) + D.T / noise @ D
         torch.testing.assert_close(found[i], torch.linalg.solve(hessian, mean[i] / variances[i]), rtol=0, atol=1e-12)
         torch.testing.assert_close(cov[i], torch.linalg.inv(hessian), rtol=0, atol=1e-12)
+    half, _ = smoothing_update(mean.bfloat16(), variances.bfloat16(), 0.6)
+    wide, _ = smoothing_update(mean.bfloat16().float(), variances.bfloat16().float(), 0.6)
+    torch.testing.assert_close(half, wide, rtol=0, atol=1e-6)
     full, _ = smoothing_update(mean, torch.diag_embed(variances), 0.6)
     torch.testing.assert_close(full, found, rtol=0, atol=1e-12)
     assert (found @ D.T).square().sum() < (mean @ D.T).square().sum()
@@ -201,12 +227,26 @@ def test_layer_gives_back_what_it_was_given() -> None:
         torch.testing.assert_close(thin[1], full[1].diagonal(dim1=-2, dim2=-1), rtol=0, atol=1e-12)
 
 
+def test_a_layer_of_whole_rows_holds_any_total() -> None:
+    found = ConservationLayer(torch.ones(1, 5, dtype=torch.long), 0.5)(draw(3, 5).float())
+    torch.testing.assert_close(found.sum(1), torch.full((3,), 0.5), rtol=0, atol=1e-6)
+
+
 def test_half_precision_keeps_the_law() -> None:
     layer = ConservationLayer(trapezoid_operator(GRID), 1.0)
     with torch.autocast("cpu", torch.bfloat16):
         found = layer(draw(4, 12).bfloat16())
     assert found.dtype == torch.float32
     torch.testing.assert_close(torch.trapezoid(found, GRID), torch.ones(4), rtol=0, atol=1e-6)
+
+
+def test_as_many_laws_as_points_leave_nothing_open() -> None:
+    mean, cov, _, _ = problem()
+    G, b = draw(3, N, N, seed=6), draw(3, N, seed=7)
+    for uncertain in (cov, torch.ones_like(mean)):
+        found, left = conservation_update(mean, uncertain, G, b)
+        torch.testing.assert_close(found, torch.linalg.solve(G, b), rtol=1e-6, atol=1e-6)
+        assert left.abs().max() < 1e-8
 
 
 def test_bad_input() -> None:

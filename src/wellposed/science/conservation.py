@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import implements
+from ..parts.spectra import wide
 
 __all__ = [
     "ConservationLayer",
@@ -88,10 +89,13 @@ def conservation_update(
     Avoid:
         As a promise of a smaller squared error. The error in the metric of the inverse covariance never rises; the
         plain one does not where the covariance is a multiple of I, but may otherwise, where the covariance is wrong
-        about the errors. Rows that repeat each other, with sigma 0: the result is NaN; leave one out, or give a sigma.
+        about the errors. Rows that repeat each other where the model is unsure, with sigma 0: G Sigma G^T is singular
+        and the result NaN; short of that (several totals of one very smooth covariance) the law holds less exactly.
+        Then leave a row out, give a sigma, or compute in float64. Moving the layer to half precision with its model
+        rounds the rows, which makes another law: keep the layer in float32.
 
     Defaults:
-        sigma 0: the law holds to rounding (float32: 1e-6 of the terms in its sum).
+        sigma 0: the law holds to rounding (float32, well-conditioned G Sigma G^T: 1e-6 of the terms in its sum).
 
     Cost:
         m^2 n for m rows and n diagonal variances, m n^2 for a full covariance, and a Cholesky factor of m x m.
@@ -109,8 +113,8 @@ def conservation_update(
         sigma: sd of the noise in G u = b, a number or one per row (..., m); at least 0.
 
     Returns:
-        the new mean (..., n), and its variances or its covariance, whichever was given; in float32 at least, as a law
-        would not survive being rounded to half precision.
+        the new mean (..., n), and its variances, at least 0, or its covariance, whichever was given; in float32 at
+        least, as a law would not survive being rounded to half precision.
 
     Raises:
         ValueError: for shapes that do not fit, or a negative sigma.
@@ -131,6 +135,7 @@ def conservation_update(
         excess = torch.linalg.solve_triangular(factor, excess.unsqueeze(-1), upper=False)
         mean = mean - (whitened.mT @ excess).squeeze(-1)
         cov = cov - (whitened.square().sum(-2) if diagonal else whitened.mT @ whitened)
+    cov = cov.clamp_min(0) if diagonal else cov  # rounding leaves less where nothing is left
     return mean, cov
 
 
@@ -153,15 +158,18 @@ def smoothing_update(mean: Tensor, cov: Tensor, correlation: float = 0.5) -> tup
     """
     if not 0 <= correlation < 1:
         raise ValueError(f"smoothing_update: the correlation of neighbours is in [0, 1), got {correlation}")
-    n = mean.shape[-1]
+    n, cov = mean.shape[-1], wide(cov)
     G = second_difference_operator(n, dtype=mean.dtype, device=mean.device)
     diagonal = _check(mean, cov, G)
-    sd = (cov if diagonal else cov.diagonal(dim1=-2, dim2=-1)).sqrt()
+    variances = cov if diagonal else cov.diagonal(dim1=-2, dim2=-1)
+    tiny, eps = torch.finfo(cov.dtype).tiny, torch.finfo(cov.dtype).eps
+    sd = variances.clamp_min(tiny).sqrt()  # a point that is known has variance 0, or by rounding less
     left, middle, right = sd[..., :-2], -2 * sd[..., 1:-1], sd[..., 2:]
     variance = left.square() + middle.square() + right.square()
     variance = variance + 2 * correlation * middle * (left + right) + 2 * correlation**2 * left * right
     full = torch.diag_embed(cov.expand_as(mean)) if diagonal else cov
-    return conservation_update(mean, full, G, 0.0, variance.clamp_min(0).sqrt())
+    rounding = (n * eps * variances.detach().amax(-1, keepdim=True)).clamp_min(tiny)  # of the rows of known points
+    return conservation_update(mean, full, G, 0.0, torch.maximum(variance, rounding).sqrt())
 
 
 class ConservationLayer(nn.Module):
@@ -197,7 +205,8 @@ class ConservationLayer(nn.Module):
         super().__init__()
         if G.ndim != 2:
             raise ValueError(f"ConservationLayer: G holds rows (m, n), got {tuple(G.shape)}")
-        self.register_buffer("G", G.detach().clone())
+        G = G.detach().to(torch.promote_types(G.dtype, torch.float32))  # whole numbers are no buffer for b = 0.5
+        self.register_buffer("G", G.clone())
         self.register_buffer("b", None if b is None else _per_row("b", b, G, len(G)).detach().clone())
         self.sigma, self.correlation = sigma, correlation
 
