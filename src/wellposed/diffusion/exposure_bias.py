@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..parts.samplers import ddpm, sampling_levels
+from ..parts.spectra import wide
 from ..tasks.denoise import Denoise
 
 __all__ = ["ExposureBias", "exposure_bias"]
@@ -74,5 +75,5 @@ def exposure_bias(
 
 
 def _variance(x: Tensor) -> Tensor:
-    """Mean over coordinates of the variance over points; in float64 on the CPU."""
-    return x.flatten(1).var(0).mean().cpu().double()
+    """Mean over coordinates of the variance over points; a float64 on the CPU."""
+    return wide(x).flatten(1).var(0).mean().cpu().double()

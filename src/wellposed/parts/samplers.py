@@ -74,7 +74,7 @@ def ddpm(
         noise: (B, ...), the first state.
         steps: see ``sampling_levels``.
         variance: ``"posterior"``, right if the data are one point, or ``"beta"``, that of the forward step, right if
-            they are standard normal. The last step adds no noise.
+            they are standard normal and alpha^2 + sigma^2 = 1. The last step adds no noise.
         generator: of the noise that steps add.
         clamp: range to which the estimated clean sample is cut at each step; it matters where the noise is predicted
             and there is hardly any signal, so that small errors become large ones of the clean sample.

@@ -50,8 +50,8 @@ class SolverHeuristics(Method, paper="solver-heuristics-reg"):
     Reference:
         Pal, Ma, Shah, Rackauckas 2021, Opening the Blackbox: Accelerating Neural Differential Equations by Regularizing
         Internal Solver Heuristics, arXiv 2105.03918. Its text has the error itself; the error in units of the
-        tolerance, as here, is what the authors' code regularises, and keeps one strength good for all tolerances. They
-        take the mean over steps and anneal from 100 to 10. Ordinary equations only.
+        tolerance, as here, is what the authors' code regularises, and keeps one strength good for all tolerances. That
+        code takes means over steps, the stiffness times the step, and anneals from 100 to 10. Ordinary equations only.
 
     Args:
         estimate: "error" or "stiffness".
