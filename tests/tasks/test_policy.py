@@ -339,6 +339,7 @@ def test_an_entropy_bonus_is_a_method_beside_it() -> None:
         (lambda: Policy(kl=-1), "kl must be at least 0"),
         (lambda: Policy(reference=nn.Identity()), "a reference needs kl above 0"),
         (lambda: Policy(average="mean"), "average must be"),  # type: ignore[arg-type]
+        (lambda: group_advantages(torch.zeros(4, 1), 2), r"one number for each answer, \(B,\), got shape \(4, 1\)"),
         (lambda: group_advantages(torch.zeros(5), 2), "5 rows do not make groups of 2"),
         (lambda: group_advantages(torch.zeros(5), torch.zeros(2)), "a label for each of 5 rows"),
     ],

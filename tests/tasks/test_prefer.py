@@ -42,6 +42,11 @@ def test_log_probs_by_loops() -> None:
     torch.testing.assert_close(sequence_log_probs(logits, ids, mask.long()), expected)
 
 
+def test_a_mask_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the mask has shape \(1, 5\), the ids have \(4, 5\)"):
+        sequence_log_probs(torch.randn(B, T, V), torch.zeros(B, T).long(), torch.ones(1, T))
+
+
 def test_log_probs_of_half_precision_are_summed_in_single() -> None:
     logits = torch.randn(B, T, V).bfloat16()
     assert sequence_log_probs(logits, torch.randint(V, (B, T)), torch.ones(B, T)).dtype == torch.float32

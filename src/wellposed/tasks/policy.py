@@ -51,7 +51,12 @@ def group_advantages(
 
     Returns:
         shape (B,), without a gradient; 0 in groups of one, and where all rewards are equal.
+
+    Raises:
+        ValueError: for rewards of another shape, or that do not divide into groups.
     """
+    if rewards.ndim != 1:
+        raise ValueError(f"rewards are one number for each answer, (B,), got shape {tuple(rewards.shape)}")
     rewards = rewards.detach().to(torch.promote_types(rewards.dtype, torch.float32))
     index, n = group_index(group, len(rewards))
     index = index.to(rewards.device)
@@ -101,6 +106,8 @@ class Policy(Task):
     Eq. 7), and without clipping -A log pi, plus kl times the estimate ref / pi - log(ref / pi) - 1 of the divergence
     from a reference (Shao et al. 2024, arXiv 2402.03300, Eqs. 3 and 4). Loss and gradients of a small GPT-2 were equal
     to those of TRL 0.19 (its losses grpo and bnpo, here averages "sequence" and "token") to 1e-16.
+
+    Dropout belongs off: answers are sampled without, so that with it ratios differ from 1 before anything was learned.
 
     Its values are meant for the optimizer: near the sampling policy the surrogate is about minus the mean advantage,
     however well the model does. Watch the rewards.

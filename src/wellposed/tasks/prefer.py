@@ -21,7 +21,12 @@ def token_log_probs(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
 
     Returns:
         shape (B, T), in float32 or wider.
+
+    Raises:
+        ValueError: if the mask has another shape than the ids.
     """
+    if mask.shape != ids.shape:
+        raise ValueError(f"the mask has shape {tuple(mask.shape)}, the ids have {tuple(ids.shape)}")
     wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
     return F.pad(-cross_entropy(wide, ids[:, 1:].long()).masked_fill(~mask[:, 1:].bool(), 0), (1, 0))
 
