@@ -59,6 +59,40 @@ def test_where_a_law_has_no_mass() -> None:
     assert sure.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("name", BY_HAND)
+def test_sure_laws_in_float32(name: d.Name) -> None:
+    """Softmaxes of logits 92 apart: the ratio of their probabilities is more than the largest number."""
+    p, q = torch.tensor([0.0, -92.0]).softmax(-1), torch.tensor([-92.0, 0.0]).softmax(-1)
+    expected = d.f_divergence(p.double(), q.double(), name).float()  # that of chi2 is too large for float32
+    torch.testing.assert_close(d.f_divergence(p, q, name), expected, rtol=1e-6, atol=0)
+    wanted = {"kl": 92, "reverse-kl": 92, "js": math.log(2), "hellinger": 1, "tv": 1}
+    assert name == "chi2" or float(expected) == pytest.approx(wanted[name], rel=1e-6)
+
+
+def test_nan_stays_nan() -> None:
+    """In either law, also beside a 0 of the other."""
+    good = torch.tensor([0.5, 0.5, 0.0])
+    for place in (0, 2):
+        bad = good.clone()
+        bad[place] = math.nan
+        for pair in ((good, bad), (bad, good)):
+            for name in BY_HAND:
+                assert d.f_divergence(*pair, name).isnan(), (place, name)
+            assert d.f_divergence(*pair, lambda t: (t - 1).square()).isnan()
+    assert d.renyi(torch.tensor([math.nan, 0.5]), torch.tensor([0.5, 0.5]), 0.5).isnan()
+    assert d.renyi(torch.tensor([0.5, 0.5]), torch.tensor([math.nan, 0.5]), 2).isnan()
+
+
+def test_gradients_are_finite_where_both_laws_are_0() -> None:
+    for f in (*BY_HAND, lambda t: (t - 1).square()):
+        p, q = (torch.tensor([a, 1 - a, 0.0]).requires_grad_() for a in (0.3, 0.6))
+        d.f_divergence(p, q, f).backward()  # type: ignore[no-untyped-call, arg-type]
+        assert p.grad is not None
+        assert q.grad is not None
+        assert p.grad.isfinite().all()
+        assert q.grad.isfinite().all()
+
+
 def test_logits() -> None:
     a, b = rand(3, 4), rand(3, 4, seed=1)
     reference = kl_divergence(Categorical(logits=a), Categorical(logits=b))

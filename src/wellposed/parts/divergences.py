@@ -37,13 +37,35 @@ def f_divergence(p: Tensor, q: Tensor, f: Name | Generator, slope: float = math.
         ValueError: for an unknown name.
     """
     if not callable(f):
-        if f not in _GENERATORS:
+        if f not in _NAMED:
             raise ValueError(f"f_divergence: f must be a function or one of {', '.join(get_args(Name))}, got {f!r}")
-        f, slope = _GENERATORS[f]
-    inside = q > 0
+        return _NAMED[f](p, q).sum(-1)
+    inside = q != 0
     ratio = p / q.where(inside, 1)
     apart = p.where(~inside, 0).sum(-1)
-    return (q * f(ratio)).where(inside, 0).sum(-1) + (slope * apart).where(apart > 0, 0)
+    beside = slope * apart.where(apart != 0, 1)  # an infinite slope times 0 would be NaN in the gradient
+    return (q * f(ratio)).where(inside, 0).sum(-1) + beside.where(apart != 0, 0)
+
+
+# Terms by p and q themselves: in float32 the ratio of two probabilities may be more than the largest number.
+def _relative(p: Tensor, q: Tensor) -> Tensor:
+    """p log(p / q)."""
+    return (p * (_log(p) - q.where(q != 0, 1).log())).where((q != 0) | ~(p > 0), math.inf)
+
+
+def _js(p: Tensor, q: Tensor) -> Tensor:
+    log_mean = _log((p + q) / 2)
+    return (p * (_log(p) - log_mean) + q * (_log(q) - log_mean)) / 2
+
+
+def _chi2(p: Tensor, q: Tensor) -> Tensor:
+    inside = q != 0
+    return ((p - q).square() / q.where(inside, 1)).where(inside | ~(p > 0), math.inf)
+
+
+def _hellinger(p: Tensor, q: Tensor) -> Tensor:
+    one, other = (law.where(law != 0, 1).sqrt().where(law != 0, 0) for law in (p, q))  # slope 0 in place of infinity
+    return (one - other).square() / 2
 
 
 def _log(t: Tensor) -> Tensor:
@@ -51,13 +73,13 @@ def _log(t: Tensor) -> Tensor:
     return t.clamp_min(torch.finfo(t.dtype).tiny).log()
 
 
-_GENERATORS: dict[str, tuple[Generator, float]] = {
-    "kl": (lambda t: t * _log(t), math.inf),
-    "reverse-kl": (lambda t: -t.log(), 0.0),
-    "js": (lambda t: (t * _log(t) - (t + 1) * ((t + 1) / 2).log()) / 2, math.log(2) / 2),
-    "chi2": (lambda t: (t - 1).square(), math.inf),
-    "hellinger": (lambda t: (t + 1) / 2 - t.where(t > 0, 1).sqrt().where(t > 0, 0), 0.5),
-    "tv": (lambda t: (t - 1).abs() / 2, 0.5),
+_NAMED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "kl": _relative,
+    "reverse-kl": lambda p, q: _relative(q, p),
+    "js": _js,
+    "chi2": _chi2,
+    "hellinger": _hellinger,
+    "tv": lambda p, q: (p - q).abs() / 2,
 }
 
 
@@ -81,7 +103,7 @@ def renyi(p: Tensor, q: Tensor, order: float) -> Tensor:
         raise ValueError(f"renyi: order must be above 0, got {order:g}")
     if order == 1:
         return kl(p, q)
-    both = (p > 0) & (q > 0)
+    both = (p != 0) & (q != 0)
     power = order * p.where(both, 1).log() + (1 - order) * q.where(both, 1).log()
     found = power.where(both, -math.inf).logsumexp(-1) / (order - 1)
     return found.where(~((p > 0) & ~both).any(-1), math.inf) if order > 1 else found
