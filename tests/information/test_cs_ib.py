@@ -121,6 +121,25 @@ def test_limits() -> None:
     assert 0 < cs_information(X, T, normalised=True) < 1
 
 
+@pytest.mark.parametrize("spread", [1e-3, 1e-2])
+def test_a_code_that_hardly_varies(spread: float) -> None:
+    """In float32, too: logarithms of sums that agree to many digits, one divided by the other."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        code = (spread * rand(64, 3, seed=1)).to(dtype).requires_grad_()
+        value = cs_information(rand(64, 5).to(dtype), code, 1.0, normalised=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        assert code.grad is not None
+        found.append((float(value.detach()), float(code.grad.norm())))
+    assert found[0] == pytest.approx(found[1], rel=0.01)
+
+
+def test_normalised_information_is_no_cosine() -> None:
+    """Two rows, far apart in x and near in t: 1 over the root of log 2."""
+    x, t = torch.tensor([[0.0], [50.0]]).double(), torch.tensor([[0.0], [0.1]]).double()
+    assert float(cs_information(x, t, 1.0, normalised=True)) == pytest.approx(1 / math.sqrt(math.log(2)), rel=0.01)
+
+
 def test_as_methods() -> None:
     """The recipe's terms are the functions' values; images through a net with batch norm."""
     torch.manual_seed(0)
@@ -158,5 +177,7 @@ def test_wrong_targets_pull_less() -> None:
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="pairs, row by row, at least 4; got 3 and 3 rows"):
         cs_information(X[:3], T[:3], unbiased=True)
+    with pytest.raises(ValueError, match="at least 2 rows in each sample, got 1 and 5"):
+        cs_divergence(X[:1], X, 1.0, unbiased=True)
     with pytest.raises(ValueError, match="scale of a kernel must be above 0, got 0"):
         cs_divergence(X, X, 0.0)

@@ -27,7 +27,13 @@ def cs_divergence(x: Tensor, y: Tensor, scale: float | None = None, unbiased: bo
 
     Returns:
         a scalar; 0 for equal samples.
+
+    Raises:
+        ValueError: for samples too small.
     """
+    least = 2 if unbiased else 1
+    if min(len(x), len(y)) < least:
+        raise ValueError(f"cs_divergence needs at least {least} rows in each sample, got {len(x)} and {len(y)}")
     s = _scale(torch.cat([_rows(x), _rows(y)]), scale)
     own_x, own_y, cross = (_log_kernel(a, b, s) for a, b in ((x, None), (y, None), (x, y)))
     if unbiased:
@@ -51,12 +57,14 @@ def cs_information(
     Args:
         x, t: pairs, (N, d) and (N, k).
         scale: s > 0 of both kernels; None: the median distance of each variable's rows.
-        normalised: divided by the root of I(x; x) I(t; t), so that a bijection that keeps distances gives 1.
+        normalised: divided by the root of I(x; x) I(t; t), so that a bijection that keeps distances gives 1. This is
+            no cosine: it may pass 1 (1.2 at most for two rows).
         unbiased: each of the three means over different rows only; for measuring, of at least 4 pairs. It may then be
             below 0.
 
     Returns:
-        a scalar, 0 to 1 where normalised.
+        a scalar, in float64 where the device has it; 0 if x or t does not vary. Unbiased it is NaN where no two rows
+        are within reach of the kernels.
 
     Raises:
         ValueError: if x and t differ in rows, or are too few.
@@ -65,7 +73,8 @@ def cs_information(
         raise ValueError(
             f"cs_information needs pairs, row by row, at least {4 if unbiased else 2}; got {len(x)} and {len(t)} rows"
         )
-    k, q = (_log_kernel(rows, None, _scale(_rows(rows), scale)) for rows in (x, t))
+    wide = torch.float32 if x.device.type == "mps" else torch.float64  # potentials of near rows agree to many digits
+    k, q = (_log_kernel(rows, None, _scale(_rows(rows), scale)).to(wide) for rows in (x, t))
     potential = _unbiased_information if unbiased else _information
     if not normalised:
         return potential(k, q)
@@ -84,7 +93,7 @@ def _information(k: Tensor, q: Tensor) -> Tensor:
 def _unbiased_information(k: Tensor, q: Tensor) -> Tensor:
     """The same over two, four and three different rows."""
     n = len(k)
-    k, q = _apart(k).exp().double(), _apart(q).exp().double()
+    k, q = _apart(k).exp(), _apart(q).exp()
     both, rows = (k * q).sum(), (k.sum(1) * q.sum(1)).sum()
     together = both / (n * (n - 1))
     apart = (k.sum() * q.sum() - 4 * rows + 2 * both) / (n * (n - 1) * (n - 2) * (n - 3))
