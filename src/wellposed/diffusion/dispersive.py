@@ -78,8 +78,8 @@ class Dispersive(Method, paper="dispersive-loss"):
         \lambda \log \frac{1}{B^2} \sum_{i,j} \exp \left( -\frac{\lVert z_i - z_j \rVert^2}{D \tau} \right)
 
     Helps:
-        Distances between hidden representations: their mean square grew more than 8-fold in a small flow-matching net. The
-        paper reports better samples of large image models.
+        Distances between hidden representations: their mean square grew more than 8-fold in a small flow-matching net.
+        The paper reports better samples of large image models.
 
     Avoid:
         Expecting better samples on small problems (null in two dimensions) or a higher effective rank, which moved

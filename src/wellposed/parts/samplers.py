@@ -3,7 +3,7 @@
 All see a denoiser as what it says of the clean sample and of the noise, alpha x0 + sigma noise = x_t, so that one
 formula serves variance-preserving schedules and the straight path. ``noise`` (B, ...) is standard normal; samples have
 its shape, device and dtype. A model that takes more than (x_t, t), such as a class, is given as a function of these
-two. Modules sample in evaluation mode, nothing keeps a graph.
+two. Modules sample in evaluation mode (behind a function of your own switch it on yourself), nothing keeps a graph.
 """
 
 from __future__ import annotations
