@@ -1,4 +1,4 @@
-"""Diffusion in the plane: the best denoiser against Tweedie's formula, distances against scipy's, and the net."""
+"""Diffusion in the plane: the best denoiser against Tweedie's formula, and the net's training."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import math
 
 import pytest
 import torch
-from scipy.stats import energy_distance as scipy_energy
 from torch import Tensor, nn
 
 from wellposed.papers.denoisers import (
     Mixture,
     clean_error,
-    energy_distance,
     ring,
     sliced_wasserstein,
     trained,
@@ -69,14 +67,6 @@ def test_a_shift_is_its_length_in_every_direction() -> None:
     assert sliced_wasserstein(points(width=5), points(width=5).flip(0)) < 1e-15
     with pytest.raises(ValueError, match="sets of one shape"):
         sliced_wasserstein(points(), points(7))
-
-
-def test_energy_distance_is_scipys() -> None:
-    """Whose means count the pairs of a point with itself."""
-    a, b = points(30, 1), 0.5 + points(40, 1, seed=1)
-    within = [torch.cdist(v, v).sum() / len(v) ** 2 for v in (a, b)]
-    own = energy_distance(a, b) + float(within[0] * 30 / 29 + within[1] * 40 / 39 - within[0] - within[1])
-    assert own == pytest.approx(scipy_energy(a[:, 0], b[:, 0]) ** 2)
 
 
 def test_the_net_learns_and_is_a_function_of_its_seed() -> None:

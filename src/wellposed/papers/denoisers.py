@@ -126,13 +126,3 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 128) -> float:
         towards = torch.randn(a.shape[1], directions, generator=torch.Generator().manual_seed(0))
     towards = (towards / towards.norm(dim=0)).to(a)
     return float(((a @ towards).sort(0).values - (b @ towards).sort(0).values).square().mean().sqrt())
-
-
-def energy_distance(a: Tensor, b: Tensor) -> float:
-    """2 E|X - Y| - E|X - X'| - E|Y - Y'| of two sets of points (N, D), (M, D), pairs of a point with itself left out.
-
-    Székely, Rizzo 2013, Energy statistics, J. Statist. Plann. Inference 143(8).
-    """
-    n, m = len(a), len(b)
-    within = torch.cdist(a, a).sum() / (n * (n - 1)) + torch.cdist(b, b).sum() / (m * (m - 1))
-    return float(2 * torch.cdist(a, b).mean() - within)
