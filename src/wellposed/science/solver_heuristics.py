@@ -34,11 +34,11 @@ class SolverHeuristics(Method, paper="solver-heuristics-reg"):
         accuracy did not.
 
     Avoid:
-        Judging it by the value of the term: the solver chooses steps so that the error stays near its tolerance, so
-        the term moves either way while ``NeuralODE.last.evaluations`` falls. Strong where only a folded flow can solve the
-        task: between a disc and a ring around it in the plane, 0.1 kept nets from learning at all, and 0.01 took off a
-        fifth of the evaluations. Where probabilities matter: early in training the nets on digits were less sure, and
-        their calibration error rose from 2 to 6 points. At loose tolerances, where a handful of steps is enough
+        Judging it by the value of the term: the solver chooses steps so that the error stays near its tolerance, and
+        the term moves either way while ``NeuralODE.last.evaluations`` falls. Strong where only a folded flow can solve
+        the task: between a disc and a ring around it in the plane, 0.1 kept nets from learning at all, and 0.01 took
+        off a fifth of the evaluations. Where probabilities matter: early in training the nets on digits were less sure,
+        and their calibration error rose from 2 to 6 points. At loose tolerances, where a handful of steps is enough
         already. A layer called several times in a pass counts its last call only.
 
     Defaults:
