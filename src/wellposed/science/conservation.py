@@ -183,8 +183,8 @@ class ConservationLayer(nn.Module):
         G: rows (m, n) of the laws, say ``trapezoid_operator(x)``; a buffer.
         b: their values (m,) or a number where all inputs share them; otherwise ``forward`` is given them.
         sigma: sd of the noise in G u = b.
-        correlation: of neighbours, for a ``smoothing_update`` before the laws are imposed; None: no smoothing. For grids
-            of one axis: where several are flattened, the end of one row is no neighbour of the start of the next.
+        correlation: of neighbours, for a ``smoothing_update`` before the laws are imposed; None: no smoothing. For one
+            axis only: where several are flattened, the end of one row is no neighbour of the start of the next.
 
     Example:
         >>> x = torch.linspace(0, 1, 50)
