@@ -146,6 +146,45 @@ def test_a_level_for_every_pixel() -> None:
         method.restore(recipe.model, torch.randn(4, 3))
 
 
+def test_levels_of_samples_mean_the_same_in_training_and_restoring() -> None:
+    """As many samples as columns: broadcasting would give every column its own."""
+    level = torch.tensor([1e-3, 1.0, 1e3])
+    method = GR2R(level="sigma", alpha=0.5)
+    found = method.restore(nn.Identity(), torch.zeros(3, 3), level=level, draws=1, generator=seed())
+    y1, _ = recorrupt(torch.zeros(3, 3), "gaussian", level[:, None], 0.5, seed())
+    torch.testing.assert_close(found, y1)
+    with pytest.raises(ValueError, match=r"as many dimensions as the images \(3, 1, 3, 3\); got shape \(3, 3\)"):
+        method.restore(nn.Identity(), torch.zeros(3, 1, 3, 3), level=torch.ones(3, 3))
+    for law, *_ in LAWS:
+        with pytest.raises(ValueError, match=r"a level of shape \(2, 3\) does not fit measurements \(2, 1\)"):
+            recorrupt(torch.zeros(2, 1), law, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_what_is_no_count_ends_in_nan_and_not_in_a_draw_without_end(value: float) -> None:
+    """Later batches are not looked at; the recipe stops at the loss."""
+    y1, y2 = recorrupt(torch.tensor([value, 2.0]), "poisson", 1.0, check=False)
+    assert y1.isfinite().tolist() == y2.isfinite().tolist() == [False, True]
+    recipe = wp.Recipe(GR2R(noise="poisson", level=1.0)).attach(nn.Linear(2, 2), wp.Regress())
+    optimizer = torch.optim.SGD(recipe.model.parameters(), lr=0.1)
+    recipe.step({"x": torch.ones(4, 2)}, optimizer)
+    with pytest.raises(wp.NonFiniteError):
+        recipe.step({"x": torch.full((4, 2), value)}, optimizer)
+
+
+def test_half_precision_is_averaged_wide() -> None:
+    y = torch.full((50, 4), 3.0, dtype=torch.bfloat16)  # sums of 15 threes, in steps of 1/4 beyond 32
+    found = GR2R(level=1e-6).restore(nn.Identity(), y + 0.015625, draws=15)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, y + 0.015625)
+
+
+def test_losses_whose_minimum_is_no_mean_are_refused() -> None:
+    for task in (wp.Regress("absolute"), wp.Regress("huber", delta=2.0)):
+        with pytest.raises(wp.RecipeError, match=r"GR2R: only the mean of the targets is the clean image, and Regress"):
+            wp.Recipe(GR2R(level=0.1)).attach(nn.Linear(3, 3), task)
+
+
 @pytest.mark.parametrize(
     ("y", "noise", "level", "alpha", "said"),
     [
@@ -153,6 +192,7 @@ def test_a_level_for_every_pixel() -> None:
         (torch.ones(3), "gaussian", 1.0, 1.0, "alpha must lie between 0 and 1, got 1"),
         (torch.ones(3), "gaussian", 0.0, 0.5, "level must be above 0"),
         (-torch.ones(3), "gamma", 1.0, 0.5, "not negative, these go down to -1"),
+        (torch.tensor([1.0, math.nan]), "poisson", 1.0, 0.5, "measurements must be finite"),
         (torch.tensor([1.0, 1.5]), "poisson", 1.0, 0.5, "whole multiples of the gain"),
     ],
 )
@@ -166,6 +206,9 @@ def test_other_bad_input() -> None:
         recorrupt(torch.arange(3), "poisson", 1.0)
     with pytest.raises(ValueError, match="noise must be gaussian"):
         GR2R(noise="cauchy", level=1.0)  # type: ignore[arg-type]
+    for level in (torch.ones(2), True):
+        with pytest.raises(ValueError, match="level must be a number, or the key"):
+            GR2R(level=level)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="alpha must be below 1"):
         GR2R(level=1.0, alpha=1.0)
     with pytest.raises(ValueError, match="draws must be at least 1"):
