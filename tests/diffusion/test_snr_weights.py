@@ -37,7 +37,7 @@ SNR = torch.logspace(-6, 6, 61, dtype=torch.float64)
         (PowerSNR(), "x0", lambda s: s),
         (PowerSNR(1), "x0", lambda s: 1.0),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, SNRWeight | str) else "published",
 )
 def test_published_formulas(weight: SNRWeight, prediction: Any, published: Callable[[float], float]) -> None:
     wanted = torch.tensor([published(float(s)) for s in SNR], dtype=torch.float64)
