@@ -83,6 +83,9 @@ def test_bad_input() -> None:
     z, s = torch.zeros(4, 2), torch.tensor([[0], [1], [0], [1]])
     with pytest.raises(ValueError, match="no latent varies"):
         infomec(z, s)
+    broken = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0], [math.nan, 0.0]])  # would not have counted as active
+    with pytest.raises(ValueError, match="z holds NaN"):
+        infomec(broken, s)
     with pytest.raises(ValueError, match="estimator must be one of plug-in, bins, knn"):
         infomec(z, s, "mine")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"codes are \(N, L\) and sources \(N, S\)"):

@@ -113,5 +113,10 @@ def test_bad_input() -> None:
         diffusion_spectrum(rand(1, 2))
     with pytest.raises(ValueError, match="t must be above 0, got 0"):
         diffusion_spectral_entropy(rand(3, 2), t=0.0)
+    for measure in (diffusion_spectrum, diffusion_spectral_entropy):
+        with pytest.raises(ValueError, match="x holds NaN"):
+            measure(torch.tensor([[0.0], [1.0], [math.nan]]))
+    with pytest.raises(ValueError, match="y holds NaN"):
+        diffusion_spectral_information(rand(3, 2), torch.tensor([0.0, 0.0, math.nan]))
     with pytest.raises(ValueError, match="a label a point"):
         diffusion_spectral_information(rand(3, 2), torch.zeros(2))

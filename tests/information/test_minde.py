@@ -169,6 +169,19 @@ def test_a_trained_net() -> None:
     assert found.value == pytest.approx(law.information, abs=0.3)
 
 
+def test_fitting_in_a_region_of_autocast() -> None:
+    """Autocast keeps casts of weights that require gradients: without care every batch would see the first ones."""
+    x, y = (v.float() for v in pairs(200))
+    losses = []
+    for inside in (False, True):
+        torch.manual_seed(0)
+        minde, g = m.MINDE(m.ConditionalDenoiser(2, 2, 8)), torch.Generator().manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside), torch.set_grad_enabled(not inside):
+            minde.fit(x, y, 30, 64, generator=g)
+        losses.append(minde(x, y, torch.Generator().manual_seed(2)).item())
+    assert losses[0] == losses[1]
+
+
 def test_bad_input() -> None:
     (x, y), (one, both) = pairs(30), exact(TASKS[0])
     with pytest.raises(ValueError, match="at least 40 draws in all, got 30 rows and 1 draws"):
@@ -177,8 +190,17 @@ def test_bad_input() -> None:
         m.diffusion_information(one, one, x, y[:29], TASKS[0])
     with pytest.raises(ValueError, match="pairs, row by row; got 29 and 30 rows"):
         m.diffusion_joint_information(both, one, one, x[:29], y, TASKS[0])
-    with pytest.raises(ValueError, match="std must be above 0, got 0"):
+    with pytest.raises(ValueError, match="std above 0 and at least 2 rows, got 0 and 30"):
         m.diffusion_entropy(one, x, TASKS[0], 0.0)
+    with pytest.raises(ValueError, match="std above 0 and at least 2 rows, got 1 and 1"):
+        m.diffusion_entropy(one, x[:1], TASKS[0], draws=40)
+    for rows, words in ((x.long(), "a floating dtype, got torch.int64"), (x * math.nan, "x holds NaN")):
+        with pytest.raises(ValueError, match=words):
+            m.diffusion_kl(one, one, rows, TASKS[0], draws=2)
+        with pytest.raises(ValueError, match=words):
+            m.MINDE(Spy()).fit(rows, y, 1)
+    with pytest.raises(ValueError, match="y holds NaN"):
+        m.diffusion_joint_information(both, one, one, x, y * math.nan, TASKS[0], draws=2)
     with pytest.raises(ValueError, match="told must be above 0 and below 1, got 1"):
         m.MINDE(Spy(), told=1.0)
     with pytest.raises(ValueError, match="steps and batch must be at least 1, got 0 and 256"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -187,3 +188,61 @@ def test_bad_input() -> None:
         mutual_information(rand(100, 1), rand(100, 1), steps=10, batch=1, lr=0.1)
     with pytest.raises(ValueError, match="one score a pair"):
         MINE(JointCritic(nn.Linear(2, 2)).double())(rand(4, 1), rand(4, 1))
+
+
+class Normed(nn.Module):
+    """A joint critic with batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = JointCritic(nn.Sequential(nn.Linear(2, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 1)))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        found: Tensor = self.net(x, y)
+        return found
+
+
+def test_batch_norm_sees_both_kinds_of_pairs_in_one_batch() -> None:
+    """Of each kind alone the statistics tell which it is, and running ones, of both, would not fit either."""
+    law = CorrelatedGaussians(1, 0.9)
+    torch.manual_seed(0)
+    found = mutual_information(
+        *law.sample(3000, torch.Generator().manual_seed(0)), MINE(Normed()), steps=200, batch=128, lr=5e-3
+    )
+    assert found.value == pytest.approx(law.information, abs=0.25)
+
+
+def test_missing_values_are_refused() -> None:
+    """One of them would stop the training at the first batch it is drawn in, and the best critic so far be read."""
+    x = rand(200, 1).float()
+    x[7] = math.nan
+    with pytest.raises(ValueError, match="x holds NaN"):
+        mutual_information(x, rand(200, 1), MINE(Weighted()))
+    with pytest.raises(ValueError, match="y holds NaN"):
+        mutual_information(rand(200, 1), x / 0, MINE(Weighted()))
+
+
+def test_what_is_around_it_has_no_say() -> None:
+    """Autocast keeps casts of weights that require gradients: every batch would see the first ones."""
+    law = CorrelatedGaussians(1, 0.9)
+    x, y = law.sample(500, torch.Generator().manual_seed(0))
+    value = mutual_information(x, y, steps=30, lr=0.01).value
+    assert value > 0.2
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert mutual_information(x, y, steps=30, lr=0.01).value == value
+    assert mutual_information(x.clone().requires_grad_() * 1, y, steps=30, lr=0.01).value == value
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of the tracing itself
+def test_a_compiled_estimator() -> None:
+    x = rand(100, 1).float()
+    compiled: Any = torch.compile(MINE(mlp_critic(1, 1)), backend="eager")
+    assert mutual_information(x, x, compiled, steps=1).pairs == 20
+
+
+def test_whole_numbers_of_many_digits() -> None:
+    """Seconds since 1970: float32 has steps of 128 there."""
+    x = torch.randint(100, (1000,), generator=torch.Generator().manual_seed(0))
+    late = mutual_information(1_700_000_000 + x, x, steps=50, lr=0.01).value
+    assert late == pytest.approx(mutual_information(x, x, steps=50, lr=0.01).value, abs=0.01)
+    assert late > 0.5

@@ -37,7 +37,8 @@ def test_any_shape_of_rows() -> None:
 def test_shuffled_pairs_never_belong_together_and_never_repeat() -> None:
     n = 7
     rows = torch.arange(n)
-    partners = c.shuffled_scores(lambda x, y: (100 * x + y).float(), rows, rows, torch.Generator(), count=n - 1)
+    own, partners = c.told_apart(lambda x, y: (100 * x + y).float(), rows, rows, torch.Generator(), count=n - 1)
+    assert torch.equal(own, 101.0 * rows)
     assert (partners // 100 == rows).all()
     for i in range(n):
         assert sorted(int(p) % 100 for p in partners[:, i]) == [j for j in range(n) if j != i]
@@ -45,7 +46,7 @@ def test_shuffled_pairs_never_belong_together_and_never_repeat() -> None:
 
 def test_every_partner_is_equally_likely() -> None:
     g, rows, draws = torch.Generator().manual_seed(0), torch.arange(4), 3000
-    seen = torch.stack([c.shuffled_scores(lambda x, y: y.float(), rows, rows, g)[0] for _ in range(draws)])
+    seen = torch.stack([c.told_apart(lambda x, y: y.float(), rows, rows, g)[1][0] for _ in range(draws)])
     for i in range(4):
         shares = [(seen[:, i] == j).double().mean().item() for j in range(4) if j != i]
         assert shares == pytest.approx([1 / 3] * 3, abs=5 * (2 / 9 / draws) ** 0.5)
@@ -71,4 +72,6 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match=r"one score a pair, \(4,\); got \(4, 3\)"):
         c.paired_scores(lambda x, y: x * y, x, x)
     with pytest.raises(ValueError, match="of 4 pairs each has 3 other partners; asked for 4"):
-        c.shuffled_scores(product, x, x, count=4)
+        c.told_apart(product, x, x, count=4)
+    with pytest.raises(ValueError, match="pairs, row by row; got 4 and 3 rows"):
+        c.told_apart(product, x, x[:3])

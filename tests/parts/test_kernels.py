@@ -170,3 +170,9 @@ def test_bad_input() -> None:
         mmd(x, x[:1])
     with pytest.raises(ValueError, match="N at least 4"):
         hsic(torch.eye(3), torch.eye(3), unbiased=True)
+
+
+def test_a_missing_value_does_not_become_a_bandwidth_of_1() -> None:
+    x = rows(5)
+    x[2, 1] = math.nan
+    assert median_bandwidth(x).isnan()

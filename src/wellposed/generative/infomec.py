@@ -100,7 +100,8 @@ def infomec(
         of the widest latent. Where a score compares with one latent or one source only it is 1.
 
     Raises:
-        ValueError: for shapes or names that do not fit, a source of one class, or a code of which nothing varies.
+        ValueError: for shapes or names that do not fit, NaN or infinity in z, a source of one class, or a code of which
+            nothing varies.
     """
     if estimator not in get_args(Estimator):
         raise ValueError(f"infomec: estimator must be one of {', '.join(get_args(Estimator))}, got {estimator!r}")
@@ -114,6 +115,8 @@ def infomec(
     if bins < 2 or neighbours < 1:
         raise ValueError(f"infomec: needs at least 2 bins and 1 neighbour, got {bins} and {neighbours}")
     codes = z.detach().cpu().double().numpy()
+    if not np.isfinite(codes).all():
+        raise ValueError("infomec: z holds NaN or infinite values; leave those rows out")
     truth = np.stack([_categories(column) for column in sources.detach().cpu().numpy().T], 1)
     if (truth.max(0) == 0).any():
         raise ValueError("infomec: a source of a single class has no information to be found")

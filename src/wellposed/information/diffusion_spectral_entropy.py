@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core import implements
 from ..parts.kernels import kernel_matrix, median_bandwidth
 from ..parts.spectra import entropy
+from ._samples import refuse_gaps
 
 __all__ = ["diffusion_spectral_entropy", "diffusion_spectral_information", "diffusion_spectrum"]
 
@@ -27,12 +28,13 @@ def diffusion_spectrum(x: Tensor, sigma: float | None = 10.0, anisotropy: float 
         shape (N,), in float64 where the device has it.
 
     Raises:
-        ValueError: for a number out of its range, or fewer than 2 points.
+        ValueError: for a number out of its range, NaN or infinity in x, or fewer than 2 points.
     """
     if len(x) < 2 or not 0 <= anisotropy <= 1:
         raise ValueError(
             f"diffusion_spectrum needs at least 2 points and an anisotropy in [0, 1], got {len(x)} and {anisotropy:g}"
         )
+    refuse_gaps("diffusion_spectrum", x=x)
     rows = x.reshape(len(x), -1).to(torch.float32 if x.device.type == "mps" else torch.float64)
     k = kernel_matrix(rows, None, "gaussian", sigma)
     if anisotropy:
@@ -89,7 +91,7 @@ def diffusion_spectral_entropy(
         a scalar, in float64 where the device has it; differentiable.
 
     Raises:
-        ValueError: for a number out of its range, or fewer than 2 points.
+        ValueError: for a number out of its range, NaN or infinity in x, or fewer than 2 points.
     """
     if not t > 0:
         raise ValueError(f"diffusion_spectral_entropy: t must be above 0, got {t:g}")
@@ -127,13 +129,14 @@ def diffusion_spectral_information(
         a scalar.
 
     Raises:
-        ValueError: if x and y differ in rows, or draws is less than 1.
+        ValueError: if x and y differ in rows or hold NaN, or draws is less than 1.
     """
     if len(x) != len(y) or y.ndim != 1 or draws < 1:
         raise ValueError(
             f"diffusion_spectral_information needs a label a point and at least 1 draw; got {len(x)} points, labels "
             f"{tuple(y.shape)}, {draws} draws"
         )
+    refuse_gaps("diffusion_spectral_information", x=x, y=y)
     rows = x.reshape(len(x), -1)
     if sigma is None:
         sigma = float(median_bandwidth(rows))

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ..core import implements
 from ..core.modes import evaluating
+from ..parts.critics import same_rows
 from ..tasks.denoise import Denoise, prediction_of
+from ._samples import refuse_gaps
 
 __all__ = [
     "MINDE",
@@ -76,6 +78,7 @@ def _integral(
     """Integral over log(sigma / alpha) of the mean squared distance of two noises, each of (x_t, t, rows of x)."""
     if len(x) < 1 or draws < 1 or len(x) * draws < 2 * GROUPS:
         raise ValueError(f"needs at least {2 * GROUPS} draws in all, got {len(x)} rows and {draws} draws of each")
+    _refuse(x)
     width = float(noise_levels(task, x.device)[1].sum())
     count = len(x) * draws
     where = generator.device if generator else x.device
@@ -95,6 +98,12 @@ def _integral(
     terms = width * torch.cat(found)
     groups = terms[: count // GROUPS * GROUPS].view(-1, GROUPS).mean(0)  # each spread over all times
     return DiffusionEstimate(float(terms.mean()), float(groups.std() / math.sqrt(GROUPS)))
+
+
+def _refuse(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"noise is added to x, which must be of a floating dtype, got {x.dtype}")
+    refuse_gaps("MINDE", x=x)
 
 
 def _noise(task: Denoise, output: Any, x_t: Tensor, t: Tensor) -> Tensor:
@@ -154,7 +163,8 @@ def diffusion_information(
     Raises:
         ValueError: for fewer than 40 draws in all, or x and y of different length.
     """
-    _same_rows(x, y)
+    same_rows(x, y)
+    refuse_gaps("MINDE", y=y)
 
     def noises(x_t: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         return _noise(task, conditional(x_t, t, y[rows]), x_t, t), _noise(task, marginal(x_t, t), x_t, t)
@@ -184,7 +194,8 @@ def diffusion_joint_information(
     Raises:
         ValueError: for fewer than 40 draws in all, or x and y of different length.
     """
-    _same_rows(x, y)
+    same_rows(x, y)
+    refuse_gaps("MINDE", y=y)
     width = x.shape[1]
 
     def noises(both: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,10 +225,10 @@ def diffusion_entropy(
         std: of the Gaussian N(0, std^2) compared with, above 0.
 
     Raises:
-        ValueError: for fewer than 40 draws in all, or a std that is not positive.
+        ValueError: for fewer than 40 draws in all, or 2 rows, or a std that is not positive.
     """
-    if not std > 0:
-        raise ValueError(f"diffusion_entropy: std must be above 0, got {std:g}")
+    if not std > 0 or len(x) < 2:
+        raise ValueError(f"diffusion_entropy: needs std above 0 and at least 2 rows, got {std:g} and {len(x)}")
 
     def noises(x_t: Tensor, t: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = task.levels(t, x_t)
@@ -229,11 +240,6 @@ def diffusion_entropy(
     constant = x[0].numel() / 2 * math.log(2 * math.pi * std**2)
     error = math.hypot(divergence.error, float(square.std()) / math.sqrt(len(x)))
     return DiffusionEstimate(constant + float(square.mean()) - divergence.value, error)
-
-
-def _same_rows(x: Tensor, y: Tensor) -> None:
-    if len(x) != len(y):
-        raise ValueError(f"x and y are pairs, row by row; got {len(x)} and {len(y)} rows")
 
 
 class ConditionalDenoiser(nn.Module):
@@ -315,7 +321,7 @@ class MINDE(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Mean squared error of the noise over a batch of pairs, a scalar to descend."""
-        _same_rows(x, y)
+        same_rows(x, y)
         where = generator.device if generator else x.device
         t = drawn_times(self.task, len(x), generator, x.device)
         t = t.to(x.dtype) if self.task.continuous else t
@@ -336,6 +342,9 @@ class MINDE(nn.Module):
     ) -> MINDE:
         """Train the net on pairs, and return this module: Adam with a rate that rises and falls once.
 
+        Autocast and ``no_grad`` around it have no say: in a region of autocast weights that train would be read from a
+        cache.
+
         Args:
             x, y: pairs, (N, ...), of variance about 1.
             steps: updates, at least 1.
@@ -344,20 +353,23 @@ class MINDE(nn.Module):
             generator: of pairs, times and noise.
 
         Raises:
-            ValueError: if x and y differ in rows, or there are no steps.
+            ValueError: if x and y differ in rows or hold NaN, x is not floating, or there are no steps.
         """
-        _same_rows(x, y)
+        same_rows(x, y)
         if steps < 1 or batch < 1:
             raise ValueError(f"MINDE: steps and batch must be at least 1, got {steps} and {batch}")
+        _refuse(x)
+        refuse_gaps("MINDE", y=y)
         where = generator.device if generator else x.device
         optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)
-        for _ in range(steps):
-            rows = torch.randint(len(x), (batch,), generator=generator, device=where).to(x.device)
-            optimizer.zero_grad()
-            self(x[rows], y[rows], generator).backward()
-            optimizer.step()
-            schedule.step()
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            for _ in range(steps):
+                rows = torch.randint(len(x), (batch,), generator=generator, device=where).to(x.device)
+                optimizer.zero_grad()
+                self(x[rows], y[rows], generator).backward()
+                optimizer.step()
+                schedule.step()
         return self
 
     def information(

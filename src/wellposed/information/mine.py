@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import implements
-from ..parts.critics import Critic, paired_scores, shuffled_scores
+from ..parts.critics import Critic, told_apart
 from ..parts.information_bounds import donsker_varadhan, log_mean_exp, nwj
 
 __all__ = ["MINE"]
@@ -45,7 +45,7 @@ class MINE(nn.Module):
         rate 0.01. Critics are yours: ``mlp_critic`` of ``wellposed.parts.critics`` has two layers of 64.
 
     Cost:
-        Two passes of the critic.
+        A pass of the critic over twice the batch.
 
     Reference:
         Belghazi et al. 2018, MINE: Mutual Information Neural Estimation, arXiv 1801.04062, Eqs. 5 and 10 and section
@@ -81,8 +81,7 @@ class MINE(nn.Module):
             x, y: pairs, row by row, whatever the critic takes; at least 2.
             generator: of the shuffling.
         """
-        joint = paired_scores(self.critic, x, y)
-        marginal = shuffled_scores(self.critic, x, y, generator)
+        joint, marginal = told_apart(self.critic, x, y, generator)
         value = self.bound(joint, marginal)
         if self.form == "f" or not self.training:
             return value

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..core.modes import evaluating
 from ..parts.critics import Critic, mlp_critic, paired_scores
+from ._samples import refuse_gaps
 from .mine import MINE
 
 __all__ = ["InformationEstimate", "mutual_information"]
@@ -64,6 +65,9 @@ def mutual_information(
 ) -> InformationEstimate:
     """Estimate I(X; Y) from pairs: 60 % train the critic, 20 % choose the best of ten moments, 20 % are read.
 
+    Autocast and ``no_grad`` around it have no say: in a region of autocast weights that train would be read from a
+    cache.
+
     Args:
         x, y: (N, ...) on one device, row by row, independent rows; whatever the critic takes. At least 100 rows.
         estimator: `MINE` or `SMILE` around your critic, trained in place; None: MINE with an MLP of two layers of 64
@@ -79,7 +83,7 @@ def mutual_information(
         pairs, make it too low.
 
     Raises:
-        ValueError: for fewer than 100 pairs, or x and y of different length; or settings below 1.
+        ValueError: for fewer than 100 pairs, x and y of different length, NaN or infinity in them; or settings below 1.
 
     Example:
         >>> x = torch.randn(2000, 3)
@@ -93,6 +97,15 @@ def mutual_information(
             f"steps and partners must be at least 1, batch at least 2, lr above 0; got {steps}, {partners}, {batch}, "
             f"{lr:g}"
         )
+    x, y = x.detach(), y.detach()
+    refuse_gaps("mutual_information", x=x, y=y)
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        return _estimated(x, y, estimator, steps, batch, lr, partners, seed)
+
+
+def _estimated(
+    x: Tensor, y: Tensor, estimator: Estimator | None, steps: int, batch: int, lr: float, partners: int, seed: int
+) -> InformationEstimate:
     generator = torch.Generator(x.device).manual_seed(seed)
     order = torch.randperm(len(x), generator=generator, device=x.device)
     first, second = len(x) * 6 // 10, len(x) * 8 // 10
@@ -100,8 +113,8 @@ def mutual_information(
     if estimator is None:
         estimator = MINE(_default_critic(x, y, train, seed))
     model = estimator if isinstance(estimator, nn.Module) else None
-    weights = [p for p in model.parameters() if p.requires_grad] if model else []
-    if not model or not weights:
+    weights = [] if model is None else [p for p in model.parameters() if p.requires_grad]
+    if model is None or not weights:
         value, error = _reading(estimator, x[order], y[order], partners)
         return InformationEstimate(value, error, len(x), (), estimator)
 
@@ -154,31 +167,36 @@ def _reading(estimator: Estimator, x: Tensor, y: Tensor, partners: int) -> tuple
 
 
 class _Standardised(nn.Module):
-    """A critic of rows whose coordinates have mean 0 and variance 1 over the training pairs."""
+    """A critic of rows whose coordinates have mean 0 and variance 1 over the training pairs.
+
+    In float64 where the device has it: times and identifiers differ in digits that float32 has not.
+    """
 
     x_mean: Tensor
     x_std: Tensor
     y_mean: Tensor
     y_std: Tensor
 
-    def __init__(self, critic: nn.Module, x: Tensor, y: Tensor) -> None:
+    def __init__(self, critic: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
-        self.critic = critic
+        self.critic, self.dtype = critic, dtype
         for name, rows in (("x", x), ("y", y)):
             std = rows.std(0)
             self.register_buffer(f"{name}_mean", rows.mean(0))
             self.register_buffer(f"{name}_std", std.where(std > 0, 1))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        x, y = x.reshape(len(x), -1).to(self.x_mean), y.reshape(len(y), -1).to(self.y_mean)
-        found: Tensor = self.critic((x - self.x_mean) / self.x_std, (y - self.y_mean) / self.y_std)
+        x = (x.reshape(len(x), -1).to(self.x_mean) - self.x_mean) / self.x_std
+        y = (y.reshape(len(y), -1).to(self.y_mean) - self.y_mean) / self.y_std
+        found: Tensor = self.critic(x.to(self.dtype), y.to(self.dtype))
         return found
 
 
 def _default_critic(x: Tensor, y: Tensor, train: Tensor, seed: int) -> nn.Module:
-    wide = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
     x, y = (rows[train].reshape(len(train), -1).to(wide) for rows in (x, y))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         critic = mlp_critic(x.shape[1], y.shape[1])
-    return _Standardised(critic.to(x.device, wide), x, y)
+    return _Standardised(critic.to(x.device, dtype), x, y, dtype)

@@ -67,30 +67,36 @@ def mlp_critic(x_width: int, y_width: int, hidden: Sequence[int] = (64, 64)) -> 
 
 
 # ---- scores
+def same_rows(x: Tensor, y: Tensor) -> None:
+    """Refuse what is no pairs.
+
+    Raises:
+        ValueError: if x and y differ in rows.
+    """
+    if len(x) != len(y):
+        raise ValueError(f"x and y are pairs, row by row; got {len(x)} and {len(y)} rows")
+
+
 def paired_scores(critic: Critic, x: Tensor, y: Tensor) -> Tensor:
     """T(x_i, y_i), (n,), in at least float32.
 
     Raises:
         ValueError: if x and y differ in rows, or the critic does not give one score a pair.
     """
-    if len(x) != len(y):
-        raise ValueError(f"x and y are pairs, row by row; got {len(x)} and {len(y)} rows")
+    same_rows(x, y)
     scores = critic(x, y)
     if scores.shape not in ((len(x),), (len(x), 1)):
         raise ValueError(f"a critic gives one score a pair, ({len(x)},); got {tuple(scores.shape)}")
     return scores.reshape(-1).to(torch.promote_types(scores.dtype, torch.float32))
 
 
-def cycle(rows: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> Tensor:
-    """The rows in a random order, (n,): row ``order[i]`` and row ``order[i + k]`` are never the same, 0 < k < n."""
-    where = generator.device if generator is not None else device
-    return torch.randperm(rows, generator=generator, device=where).to(device)
-
-
-def shuffled_scores(
+def told_apart(
     critic: Critic, x: Tensor, y: Tensor, generator: torch.Generator | None = None, count: int = 1
-) -> Tensor:
-    """Scores of pairs that do not belong together: T(x_i, y_j) with j never i.
+) -> tuple[Tensor, Tensor]:
+    """Scores of the pairs, and of pairs that do not belong together: T(x_i, y_i) and T(x_i, y_j) with j never i.
+
+    From one pass, so that a critic with batch normalisation sees one batch; two would show it by their statistics which
+    pairs are which.
 
     Args:
         critic: of pairs.
@@ -99,17 +105,20 @@ def shuffled_scores(
         count: different partners for each row, 1 to n - 1.
 
     Returns:
-        shape (count, n): in column i the scores of row i of x.
+        shapes (n,) and (count, n): in column i the scores of row i of x.
 
     Raises:
         ValueError: for a count there are no partners for.
     """
+    same_rows(x, y)
     rows = len(x)
     if not 1 <= count < rows:
         raise ValueError(f"of {rows} pairs each has {max(rows - 1, 0)} other partners; asked for {count}")
-    order = cycle(rows, generator, x.device)
-    place = torch.argsort(order)
-    return torch.stack([paired_scores(critic, x, y[order.roll(-k)[place]]) for k in range(1, count + 1)])
+    order = torch.randperm(rows, generator=generator, device=generator.device if generator else x.device).to(x.device)
+    place = torch.argsort(order)  # the k-th after a row in this order is never that row, 0 < k < n
+    partners = torch.cat([order.roll(-k)[place] for k in range(count + 1)])
+    both = paired_scores(critic, x.repeat(count + 1, *[1] * (x.ndim - 1)), y[partners]).view(count + 1, rows)
+    return both[0], both[1:]
 
 
 def score_matrix(critic: Critic, x: Tensor, y: Tensor, chunk: int = 65536) -> Tensor:

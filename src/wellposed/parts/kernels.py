@@ -18,7 +18,7 @@ Scale = float | Tensor | Sequence[float]
 
 
 def median_bandwidth(x: Tensor) -> Tensor:
-    """Median distance between two different rows, 1 where that is 0; held constant.
+    """Median distance between two different rows, 1 where that is 0 (half of the pairs agree); held constant.
 
     Args:
         x: (N, D), N at least 2; two samples joined, where one bandwidth is to serve both.
@@ -30,7 +30,7 @@ def median_bandwidth(x: Tensor) -> Tensor:
         square = squared_distances(x)
         upper = torch.triu_indices(len(x), len(x), 1, device=x.device)
         found = square[upper[0], upper[1]].median().sqrt()
-        return found.where(found > 0, 1)
+        return found.where(found != 0, 1)
 
 
 def kernel_matrix(
