@@ -48,8 +48,8 @@ class PseudoHuber:
 
     Avoid:
         Expecting outliers to go: most stay, and the longer the training the more (three quarters after 1000 steps, not
-        600). Expecting much of the schedule: a constant c did as well. Small c: the loss, and with it the learning
-        rate, falls in proportion to it, and c0 0.01 was unstable.
+        600). Expecting much of the schedule: a constant c did as well after 1000 steps, if not after 600. Small c: the
+        loss, and with it the learning rate, falls in proportion to it, and c0 0.01 did no better.
 
     Defaults:
         exponential, c0 0.1, as in the usual implementations; the paper goes down to 0.001.
