@@ -105,9 +105,7 @@ class Denoise(Task):
             )
         betas = cosine_betas(steps) if schedule == "cosine" else linear_betas(steps)
         kept = (1 - betas).cumprod(0)
-        self.table = torch.stack(
-            [kept.sqrt(), (1 - kept).sqrt()]
-        )  # alpha and sigma at the times of a discrete schedule
+        self.table = torch.stack([kept.sqrt(), (1 - kept).sqrt()])  # alpha and sigma of a discrete schedule
 
     @property
     def continuous(self) -> bool:
