@@ -189,9 +189,12 @@ def test_the_model_is_asked_only_where_something_changes() -> None:
     class Counting(nn.Module):
         def forward(self, z: Tensor) -> SimpleNamespace:
             calls.append(z.clone())
+            assert not self.training
             return SimpleNamespace(logits=torch.zeros(*z.shape, V + 1))
 
-    x = MaskedDiffusion(MASK).sample(Counting().train(), torch.full((2, 4), MASK), 1000, generator=draws())
+    model = Counting().train()
+    x = MaskedDiffusion(MASK).sample(model, torch.full((2, 4), MASK), 1000, generator=draws())
+    assert model.training
     assert len(calls) <= 8
     hidden = [(z == MASK).sum() for z in calls]
     assert all(a > b for a, b in itertools.pairwise(hidden))

@@ -120,6 +120,8 @@ def test_log_probs_are_those_of_a_second_look() -> None:
             assert row[t] in top.indices
             mine = 2 * logits[t - 1, row[t]] - top.values.logsumexp(0)
             assert drawn[t] == pytest.approx(float(mine), abs=1e-13)
+    again = sequence_log_probs(model(cold.ids), cold.ids, cold.sampled)
+    torch.testing.assert_close(cold.log_probs.sum(1), again, rtol=0, atol=1e-13)
 
 
 def test_frequencies_are_the_laws() -> None:
@@ -212,6 +214,16 @@ def test_a_model_with_memory_reads_on_while_shorter_prompts_are_continued() -> N
     warm = generate(Remembering().double(), ids, 4, mask=mask, group=2, generator=draws())
     again = sequence_log_probs(Mixer().double()(warm.ids), warm.ids, warm.sampled)
     torch.testing.assert_close(warm.log_probs.sum(1), again, rtol=0, atol=1e-13)
+
+
+def test_what_a_prompt_might_have_said_does_not_end_it() -> None:
+    def successor(ids: Tensor, past_key_values: int = 0) -> SimpleNamespace:
+        logits = 100 * nn.functional.one_hot((ids + 1) % 10, 10).double()
+        return SimpleNamespace(logits=logits, past_key_values=1)
+
+    ids, mask = torch.tensor([[5, 0, 0], [1, 2, 6]]), torch.tensor([[1, 0, 0], [1, 1, 1]])
+    out = generate(successor, ids, 2, mask=mask, stop=3, pad=9, generator=draws())  # 1 2 would go on with 3
+    assert out.ids.tolist() == [[5, 6, 7, 9, 9], [1, 2, 6, 7, 8]]
 
 
 def test_a_short_prompt_may_be_continued_for_longer() -> None:

@@ -110,7 +110,7 @@ def test_any_network_learns_a_better_policy_than_the_one_that_logged(kind: str) 
 
 # ---- the certificate
 def test_features_neither_train_nor_count_the_data() -> None:
-    policy = GaussianArgmax(nn.BatchNorm1d(5), 5, 4)
+    policy = GaussianArgmax(nn.BatchNorm1d(5), 5, 4, prior=torch.randn(4, 5))
     x = torch.randn(8, 5)
     torch.testing.assert_close(policy(x)[:3], policy(x[:3]))
     torch.autograd.backward(policy(x)[:, 0].sum())
@@ -131,6 +131,16 @@ def test_probability_of_the_largest_normal() -> None:
     assert ((counts - found).abs() < 5 * (found * (1 - found) / len(draws)).sqrt()).all()
     torch.testing.assert_close(argmax_probabilities(torch.zeros(7), torch.tensor(1.0)).exp(), torch.full((7,), 1 / 7))
     assert torch.autograd.gradcheck(argmax_probabilities, (mean.requires_grad_(), spread.requires_grad_()))
+
+
+def test_the_policy_is_the_argmax_of_drawn_weights() -> None:
+    g = torch.Generator().manual_seed(0)
+    policy = GaussianArgmax(nn.Identity(), 5, 4, sigma=0.7, prior=torch.randn(4, 5, generator=g))
+    x = torch.tensor([0.2, 1.0, 5.0])[:, None] * torch.randn(3, 5, generator=g)  # the longer, the surer
+    weights = policy.weight.detach() + 0.7 * torch.randn(20_000, 4, 5, generator=g)
+    counts = nn.functional.one_hot((weights @ x.T).argmax(1), 4).float().mean(0)
+    found = policy(x).exp().detach()
+    assert ((counts - found).abs() < 5 * (found * (1 - found) / 20_000).sqrt() + 1e-5).all()
 
 
 def test_half_precision_is_computed_in_single() -> None:

@@ -166,10 +166,13 @@ def test_prompt_and_padding_do_not_count() -> None:
     for key in ("sampled_log_probs", "reference_log_probs"):
         changed[key] = torch.where(batch["mask"], batch[key], torch.inf)
     changed["ids"] = torch.where(batch["mask"], batch["ids"], 0)
+    changed["mask"] = batch["mask"].clone()
+    changed["mask"][:, 0] = True  # nothing predicts the first token
     for clip in (0.2, None):
         task = Policy(clip, kl=0.1)
         with torch.no_grad():
             assert torch.equal(loss(task, logits, changed), loss(task, logits, batch))
+    assert torch.equal(Policy(average="token").weight(changed), batch["mask"].sum(1))  # type: ignore[arg-type]
 
 
 def test_what_was_computed_beforehand_has_no_gradient() -> None:
@@ -236,6 +239,7 @@ def test_equal_rewards_and_single_answers_teach_nothing() -> None:
         assert torch.equal(group_advantages(torch.full((21,), reward), 7), torch.zeros(21))
     assert torch.equal(group_advantages(torch.randn(3), 1), torch.zeros(3))
     assert group_advantages(torch.tensor([1, 0, 1, 1]), 2).dtype == torch.float32
+    assert not group_advantages(torch.randn(4, requires_grad=True), 2).requires_grad
 
 
 def test_entropy_by_loops() -> None:

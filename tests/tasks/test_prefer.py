@@ -85,6 +85,16 @@ def test_a_reference_equals_its_precomputed_log_probs() -> None:
     )
 
 
+def test_log_probs_of_the_reference_have_no_gradient() -> None:
+    batch, model = pairs(), language()
+    ids = torch.cat([batch["chosen"], batch["rejected"]])
+    both = sequence_log_probs(model(ids), ids, torch.cat([batch["chosen_mask"], batch["rejected_mask"]])).chunk(2)
+    known = dict(zip(("reference_chosen", "reference_rejected"), both, strict=True))  # made without `no_grad`
+    task = Prefer()
+    torch.autograd.backward(task.loss(task.forward(model, batch | known), batch | known).sum())
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
 def test_reference_free_compares_log_probs_alone() -> None:
     batch, model = pairs(), language()
     out = Prefer(reference_free=True).forward(model, batch)

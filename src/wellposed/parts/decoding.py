@@ -82,7 +82,6 @@ def restricted_log_probs(
     likely, order = log_probs.sort(stable=True, dim=-1, descending=True)
     mass = likely.exp()
     outside = mass.cumsum(-1) - mass >= top_p  # what is likelier reaches the share already
-    outside[..., 0] = False
     likely = likely.masked_fill(outside, -torch.inf).log_softmax(-1)
     return torch.empty_like(log_probs).scatter(-1, order, likely)
 
