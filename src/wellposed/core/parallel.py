@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -128,12 +129,16 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     norms: list[Any] = [m for m in active if getattr(m, "track_running_stats", None) is True]
     instance = [(m, m.momentum) for m in norms if isinstance(m, _InstanceNorm)]  # these write whatever the flag says
     spectral = [m for m in active if isinstance(m, _SpectralNorm)]
+    hooks = {h for m in active for h in m._forward_pre_hooks.values() if isinstance(h, SpectralNorm)}  # its older form
+    iterations = [(h, h.n_power_iterations) for h in hooks]
     for n in norms:
         n.track_running_stats = False
     for i, _ in instance:
         i.momentum = 0.0
     for s in spectral:
         s.training = False
+    for h, _ in iterations:
+        h.n_power_iterations = 0
     try:
         yield
     finally:
@@ -143,3 +148,5 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
             i.momentum = momentum
         for s in spectral:
             s.training = True
+        for h, count in iterations:
+            h.n_power_iterations = count
