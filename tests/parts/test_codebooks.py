@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -149,6 +151,13 @@ def test_half_precision_and_autocast() -> None:
     assert book(x).values.dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
         assert book(x.float()).quantization_error().dtype == torch.float32
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_compiled_on_images(decay: float | None) -> None:
+    book, x = Codebook(draw(2, 5, 3).float(), decay=decay, dim=1), draw(4, 6, 3, 3).float()
+    expected = copy.deepcopy(book)(x).values
+    assert torch.equal(torch.compile(book, backend="aot_eager")(x).values, expected)
 
 
 def test_bad_input() -> None:

@@ -34,7 +34,7 @@ def nearest_codes(x: Tensor, codes: Tensor) -> Tensor:
         torch.cdist(part, codes, compute_mode="donot_use_mm_for_euclid_dist").argmin(-1)
         for part in torch.split(flat, max(1, WIDEST // (groups * count)), 1)
     ]
-    return torch.cat(found, 1).T.reshape(x.shape[:-1])
+    return torch.cat(found, 1).T.contiguous().view(x.shape[:-1])  # torch.compile takes what it selects for contiguous
 
 
 def look_up(codes: Tensor, index: Tensor) -> Tensor:
@@ -121,7 +121,8 @@ class Codebook(nn.Module):
     own codebook. The module's output is a ``Quantized``. Codes learn by gradient, from its ``quantization_error``
     (van den Oord et al. 2017, arXiv 1711.00937, Eq. 3), or follow the mean of what they stand for (appendix A.1
     there): count <- decay * count + (1 - decay) * vectors now, likewise their sum, code = sum / count. A code that
-    nothing chooses stays where it is. Under data parallelism the vectors of all ranks count.
+    nothing chooses stays where it is. Under data parallelism the vectors of all ranks count. Means need float32: in half
+    precision they stall, so leave this module wide; its input may be narrow.
 
     Args:
         initial: the first codes, (G, K, D).
