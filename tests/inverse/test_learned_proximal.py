@@ -67,6 +67,18 @@ def test_what_lies_outside_the_range_has_no_prior() -> None:
     assert prox.invert(x, iterations=40).converged.tolist() == [False, True]
 
 
+def test_autocast_and_inference_mode_do_not_spoil_the_prior() -> None:
+    prox = network(2).float()
+    x = prox(torch.randn(4, 2)).detach()
+    plain = prox.prior(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(prox.prior(x), plain)
+    assert prox.prior(x.bfloat16()).dtype == torch.float32
+    with torch.inference_mode():
+        assert torch.equal(prox.prior(x), plain)
+        assert prox.prior(prox(torch.randn(4, 2))).isfinite().all()
+
+
 def test_the_graph_reaches_the_weights_and_not_the_prior() -> None:
     prox = network(3)
     y = torch.randn(4, 3, dtype=torch.float64)

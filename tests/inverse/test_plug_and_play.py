@@ -117,6 +117,33 @@ def test_a_denoisers_mode_is_kept() -> None:
     assert not found.x.requires_grad
 
 
+@pytest.mark.parametrize("wrong", ["moved", "halved"])
+def test_a_wrong_adjoint_of_many_numbers_is_seen(wrong: str) -> None:
+    """Of two random images the product is nearly 0, whichever way it is taken; here y is 0 besides."""
+    y = torch.rand(4, 3, 256, 256)
+    for measured in (y, torch.zeros_like(y)):
+        with pytest.raises(ValueError, match="adjoint is not the transpose of forward"):
+            plug_and_play(measured, lambda x: x, lambda r: r.roll(1, -1) if wrong == "moved" else r / 2, lambda v: v)
+
+
+@solvers
+def test_autocast_and_inference_mode_change_nothing(solver: Solver) -> None:
+    """Half precision would keep signals from settling, and the objective from falling."""
+    matrix, y, _, _ = problem()
+    matrix, y, prox = matrix.float(), y.float(), learned().float()
+
+    def solve() -> Tensor:
+        found = plug_and_play(y, lambda x: x @ matrix.T, lambda r: r @ matrix, prox, solver=solver)
+        assert found.objective is not None
+        return found.objective
+
+    plain = solve()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(solve(), plain)
+    with torch.inference_mode():
+        assert torch.equal(solve(), plain)
+
+
 def test_bad_input() -> None:
     _, y, forward, adjoint = problem()
     with pytest.raises(ValueError, match="solver must be pgd or admm, got 'ista'"):
@@ -127,6 +154,12 @@ def test_bad_input() -> None:
         plug_and_play(y, forward, adjoint, lambda v: v, weight=100.0)
     with pytest.raises(ValueError, match="adjoint is not the transpose of forward"):
         plug_and_play(y, forward, lambda r: adjoint(r).roll(1, 1), lambda v: v)
+    with pytest.raises(ValueError, match=r"a row for each sample; got \(5,\)"):
+        plug_and_play(y[0], forward, adjoint, lambda v: v)
+    with pytest.raises(TypeError, match=r"are torch\.complex128 and torch\.float64; give complex ones as their two"):
+        plug_and_play(torch.fft.fft(y), torch.fft.fft, lambda r: 5 * torch.fft.ifft(r).real, lambda v: v)
+    with pytest.raises(TypeError, match=r"are torch\.int64"):
+        plug_and_play(torch.ones(2, 3, dtype=torch.int64), lambda x: x, lambda r: r, lambda v: v)
     with pytest.raises(ValueError, match="but the measurements are"):
         plug_and_play(y, lambda x: x, adjoint, lambda v: v)
     with pytest.raises(ValueError, match="sends signals to 0"):

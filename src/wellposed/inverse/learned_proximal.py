@@ -73,7 +73,7 @@ class LearnedProximal(nn.Module):
 
     def invert(self, x: Tensor, *, tol: float = 1e-4, iterations: int = 200) -> Inverse:
         """The y with f(y) = x, how near f(y) is, and whether that is within ``tol`` (relative to max(1, ||x||))."""
-        return inverse_gradient(self, x, tol=tol, iterations=iterations)
+        return inverse_gradient(self, self._wide(x), tol=tol, iterations=iterations)
 
     def prior(self, x: Tensor, *, tol: float = 1e-4, iterations: int = 200) -> Tensor:
         """phi(x) of each sample, up to a constant, (B,); without a graph (its gradient is y - x).
@@ -93,4 +93,10 @@ class LearnedProximal(nn.Module):
     @torch.no_grad()
     def prior_at(self, y: Tensor, x: Tensor) -> Tensor:
         """phi(x) of each sample where y with f(y) = x is known."""
-        return (x * (y - x / 2)).flatten(1).sum(1) - self.convex(y)
+        x, y = self._wide(x), self._wide(y)
+        with torch.autocast(x.device.type, enabled=False):
+            return (x * (y - x / 2)).flatten(1).sum(1) - self.convex(y)
+
+    def _wide(self, x: Tensor) -> Tensor:
+        """In the weights' precision: what autocast gave may have less."""
+        return x.to(self.convex.head.dtype)

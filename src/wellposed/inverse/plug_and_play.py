@@ -108,6 +108,7 @@ def plug_and_play(
 
     Raises:
         NotConverged: see ``check``.
+        TypeError: for integers or complex numbers.
         ValueError: for an unknown solver, a number out of range, or maps that are not each other's transpose.
     """
     if solver not in get_args(Solver):
@@ -117,22 +118,32 @@ def plug_and_play(
             f"plug_and_play: weight and tol must be above 0 and iterations at least 1, got {weight}, {tol:g} and "
             f"{iterations}"
         )
-    back = adjoint(y)
-    x = back if start is None else start
-    largest = _norm(forward, adjoint, back, y)
-    if weight is None:
-        weight = 0.9 / largest
-    elif solver == "pgd" and weight * largest > 1.001:
-        raise ValueError(
-            f"plug_and_play: descent needs a weight of at most 1 / ||A||^2 = {1 / largest:.3g}, got {weight:g}; "
-            "solver='admm' takes any"
-        )
+    if y.ndim < 2:
+        raise ValueError(f"plug_and_play: measurements are (B, ...), a row for each sample; got {tuple(y.shape)}")
+    with (
+        torch.autocast(y.device.type, enabled=False),  # half precision would keep the last digits from settling
+        evaluating(denoiser) if isinstance(denoiser, nn.Module) else nullcontext(),
+    ):
+        back = adjoint(y)
+        if not (y.is_floating_point() and back.is_floating_point()):
+            raise TypeError(
+                f"plug_and_play: measurements and signals are real, these are {y.dtype} and {back.dtype}; give complex "
+                "ones as their two parts (torch.view_as_real)"
+            )
+        x = back if start is None else start
+        largest = _norm(forward, adjoint, back, y)
+        if weight is None:
+            weight = 0.9 / largest
+        elif solver == "pgd" and weight * largest > 1.001:
+            raise ValueError(
+                f"plug_and_play: descent needs a weight of at most 1 / ||A||^2 = {1 / largest:.3g}, got {weight:g}; "
+                "solver='admm' takes any"
+            )
 
-    def normal(v: Tensor) -> Tensor:
-        return weight * adjoint(forward(v))
+        def normal(v: Tensor) -> Tensor:
+            return weight * adjoint(forward(v))
 
-    u, changes, objective = torch.zeros_like(x), [], []
-    with evaluating(denoiser) if isinstance(denoiser, nn.Module) else nullcontext():
+        u, changes, objective = torch.zeros_like(x), [], []
         for _ in range(iterations):
             before, pull = x, weight * back - normal(x)
             if solver == "pgd":
@@ -169,11 +180,14 @@ def _norm(forward: Map, adjoint: Map, signal: Tensor, y: Tensor) -> float:
             f"plug_and_play: forward makes {tuple(image.shape)} of the signals {tuple(signal.shape)} that adjoint "
             f"gives, but the measurements are {tuple(y.shape)}"
         )
-    one, other = float((image * y).sum()), float((v * signal).sum())
-    if abs(one - other) > 1e-3 * float(image.norm() * y.norm() + v.norm() * signal.norm()):
-        raise ValueError(
-            f"plug_and_play: adjoint is not the transpose of forward: <A v, y> = {one:.4g}, not {other:.4g}"
-        )
+    # of many numbers <A v, y> says little, v and y being almost at right angles; A v itself is not
+    for measured, signals in ((y, signal), (image, adjoint(image))):
+        one, other = float((image * measured).sum()), float((v * signals).sum())
+        if abs(one - other) > 1e-3 * float(image.norm() * measured.norm() + v.norm() * signals.norm()):
+            raise ValueError(
+                f"plug_and_play: adjoint is not the transpose of forward: <A v, r> = {one:.4g}, but <v, A' r> = "
+                f"{other:.4g}"
+            )
     for _ in range(50):
         v = v / spread(lengths(v).clamp_min(torch.finfo(v.dtype).tiny), v)
         v = adjoint(forward(v))

@@ -182,31 +182,32 @@ def inverse_gradient(
         iterations: at most so many.
 
     Returns:
-        the points without a graph; look at ``converged``.
+        the points without a graph; look at ``converged``. Autocast is left out: the residual would stay above ``tol``.
     """
-    x = x.detach()
-    y = x if start is None else start.detach()
-    size = lengths(x).clamp_min(1)
-    damping = torch.full_like(size, 0.1)
-    image, product = _linearised(gradient, y)
-    error = x - image
-    steps = 0
-    while steps < iterations and bool((lengths(error) > tol * size).any()):
-        steps += 1
-        move = conjugate_gradients(product, error, damping=damping, tol=0.01).value
-        trial = y + move
-        image, product = _linearised(gradient, trial)
-        left = x - image
-        # psi(y) - <x, y> falls along the whole step if its slope at the end does not point back; so plateaus are left
-        downhill = (left * move).flatten(1).sum(1) >= 0
-        better = (downhill | (lengths(left) < lengths(error))) & image.flatten(1).isfinite().all(1)
-        damping = torch.where(better, damping / 4, damping * 4).clamp(1e-8, 1e8)
-        if not bool(better.all()):  # those that did not gain stay where they were
-            trial = torch.where(spread(better, y), trial, y)
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        x = x.detach().clone()  # a tensor of inference mode would have no graph
+        y = x if start is None else start.detach().clone()
+        size = lengths(x).clamp_min(1)
+        damping = torch.full_like(size, 0.1)
+        image, product = _linearised(gradient, y)
+        error = x - image
+        steps = 0
+        while steps < iterations and bool((lengths(error) > tol * size).any()):
+            steps += 1
+            move = conjugate_gradients(product, error, damping=damping, tol=0.01).value
+            trial = y + move
             image, product = _linearised(gradient, trial)
-        y, error = trial, x - image
-    residual = lengths(error) / size
-    return Inverse(y, residual, residual <= tol, steps)
+            left = x - image
+            # psi(y) - <x, y> falls along the whole step if its slope at the end does not point back; plateaus are left
+            downhill = (left * move).flatten(1).sum(1) >= 0
+            better = (downhill | (lengths(left) < lengths(error))) & image.flatten(1).isfinite().all(1)
+            damping = torch.where(better, damping / 4, damping * 4).clamp(1e-8, 1e8)
+            if not bool(better.all()):  # those that did not gain stay where they were
+                trial = torch.where(spread(better, y), trial, y)
+                image, product = _linearised(gradient, trial)
+            y, error = trial, x - image
+        residual = lengths(error) / size
+        return Inverse(y, residual, residual <= tol, steps)
 
 
 def _linearised(gradient: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
