@@ -84,7 +84,8 @@ class Dispersive(Method, paper="dispersive-loss"):
     Avoid:
         Expecting better samples on small problems (null in two dimensions) or a higher effective rank, which moved
         either way, by a tenth to a quarter. Tapping a layer behind a normalisation, where the spread is
-        fixed; before one, scale alone lowers the loss.
+        fixed; before one, scale alone lowers the loss. "cov" with the default strength on a wide layer: it is a sum
+        over all pairs of units.
 
     Defaults:
         infonce_l2, tau 0.5, strength 0.5: the paper's. The authors' short code has no temperature (tau 1). A block at
