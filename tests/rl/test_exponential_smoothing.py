@@ -235,6 +235,13 @@ def test_bad_settings(call: Any, word: str) -> None:
 def test_what_no_bound_is_for() -> None:
     pi, action = laws(3, 2), torch.zeros(3, dtype=torch.long)
     with pytest.raises(ValueError, match="turn rewards round"):
+        off_policy_bound(pi, pi, action, torch.full((3,), math.nan), 0.0)
+    with pytest.raises(ValueError, match=r"cost is a number for each of 3 rows, got shape \(3, 1\)"):
+        off_policy_bound(pi, pi, action, -torch.ones(3, 1), 0.0)
+    column = {"action": action, "cost": -torch.ones(3), "propensity": torch.ones(3, 1)}
+    with pytest.raises(ValueError, match="propensity is a number for each of 3 rows"):
+        SmoothedIPS().loss({"logits": pi}, column)
+    with pytest.raises(ValueError, match="turn rewards round"):
         off_policy_bound(pi, pi, action, torch.ones(3), 0.0)
     with pytest.raises(ValueError, match=r"delta in \(0, 1\)"):
         off_policy_bound(pi, pi, action, -torch.ones(3), 0.0, delta=0.0)

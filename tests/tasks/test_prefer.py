@@ -116,6 +116,12 @@ def test_training_prefers_the_chosen_and_leaves_the_reference() -> None:
     assert not any(p.requires_grad for p in task.reference.parameters())  # type: ignore[union-attr]
 
 
+def test_columns_of_the_reference_are_refused() -> None:
+    known = {f"reference_{k}": torch.zeros(B, 1) for k in ("chosen", "rejected")}
+    with pytest.raises(ValueError, match=r"\(B,\) = \(4,\), got \(4, 1\)"):
+        Prefer().forward(language(), pairs() | known)
+
+
 def test_answers_of_different_lengths_are_refused() -> None:
     batch = pairs()
     batch["rejected"] = batch["rejected"][:, :4]

@@ -114,6 +114,7 @@ class SmoothedIPS(Task):
         logits = out["logits"]
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         taken = wide.softmax(-1).gather(-1, batch["action"][:, None]).squeeze(-1)
+        _check_rows(taken, cost=batch["cost"], propensity=batch["propensity"])
         return smoothed_weights(taken, batch["propensity"], self.alpha, self.clip) * batch["cost"]
 
     def __repr__(self) -> str:
@@ -181,16 +182,17 @@ def off_policy_bound(
             objective, of all data the certificate.
 
     Raises:
-        ValueError: for costs outside [-1, 0], or a number out of its range.
+        ValueError: for costs outside [-1, 0] or of another shape, or a number out of its range.
     """
     _check(alpha)
     n = len(cost) if rows is None else rows
     scale = 1 / math.sqrt(n) if scale is None else scale
     if not scale > 0 or not 0 < delta < 1:
         raise ValueError(f"scale must be above 0 and delta in (0, 1), got {scale:g} and {delta:g}")
-    if bool(((cost < -1) | (cost > 0)).any()):
+    if not bool(((cost >= -1) & (cost <= 0)).all()):
         raise ValueError("costs must be in [-1, 0]: turn rewards round and scale them")
     taken, propensity = (p.gather(-1, action[:, None]).squeeze(-1) for p in (policy, logging))
+    _check_rows(taken, cost=cost)
     kl = torch.as_tensor(kl, dtype=policy.dtype, device=policy.device)
     first, second = kl + math.log(4 * math.sqrt(n) / delta), kl + math.log(4 / delta)
     everywhere = (policy * logging ** (1 - 2 * alpha)).sum(-1)
@@ -267,6 +269,12 @@ class GaussianArgmax(nn.Module):
     def kl(self) -> Tensor:
         """KL divergence of the law from its prior, a scalar."""
         return (self.weight - self.prior).square().sum() / (2 * self.sigma**2)
+
+
+def _check_rows(taken: Tensor, **given: Tensor) -> None:
+    for name, values in given.items():
+        if values.shape != taken.shape:  # (B, 1) would be multiplied out to (B, B)
+            raise ValueError(f"{name} is a number for each of {len(taken)} rows, got shape {tuple(values.shape)}")
 
 
 def _check(alpha: float, clip: float | None = None) -> None:

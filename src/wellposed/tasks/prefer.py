@@ -116,7 +116,13 @@ class Prefer(Task):
                 reference_chosen, reference_rejected = self._log_probs(self.reference, batch)
             margin = margin - (reference_chosen - reference_rejected)
         elif not self.reference_free:
-            margin = margin - (batch["reference_chosen"] - batch["reference_rejected"]).detach()
+            known = (batch["reference_chosen"] - batch["reference_rejected"]).detach()
+            if known.shape != margin.shape:  # (B, 1) would be subtracted from every row
+                raise ValueError(
+                    f"Prefer: reference_chosen and reference_rejected are (B,) = {tuple(margin.shape)}, "
+                    f"got {tuple(known.shape)}"
+                )
+            margin = margin - known
         return {"chosen_log_probs": chosen, "rejected_log_probs": rejected, "margin": margin}
 
     def _log_probs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
