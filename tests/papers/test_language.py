@@ -16,6 +16,7 @@ def test_letters_there_and_back() -> None:
     ids = language.encoded("The  Quick-brown\nfox, 2 jumps!")
     assert language.decoded(ids) == "the quick brown fox jumps"
     assert language.decoded(torch.tensor([BLANK, 1, 0, 26])) == "_a z"
+    assert torch.equal(language.encoded("42"), torch.empty(0, dtype=torch.long))
 
 
 def test_chapters_are_english_and_no_paragraph_comes_twice() -> None:

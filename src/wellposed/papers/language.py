@@ -43,7 +43,8 @@ class Text:
 
 def encoded(text: str) -> Tensor:
     """Ids (N,) of the letters of a text, lower case; everything between them is one space."""
-    return torch.tensor([SYMBOLS.index(c) for c in " ".join(re.findall("[a-z]+", text.lower()))])
+    letters = " ".join(re.findall("[a-z]+", text.lower()))
+    return torch.tensor([SYMBOLS.index(c) for c in letters], dtype=torch.long)
 
 
 def decoded(ids: Tensor) -> str:
