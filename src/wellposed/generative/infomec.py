@@ -82,7 +82,8 @@ def infomec(
     Reference:
         Hsu, Dorrell, Whittington, Wu, Finn 2023, Disentanglement via Latent Quantization, arXiv 2305.18378, section 4,
         and its released code for what it leaves open: L counts active latents, explicitness is that of the rows the
-        probe was fitted on. "bins" is ours, to read two codes at one resolution.
+        probe was fitted on. Other than there, the probe's cross-entropy is balanced over classes as its fit is, and it
+        reads active latents only. "bins" is ours, to read two codes at one resolution.
 
     Args:
         z: codes (N, L).

@@ -47,20 +47,21 @@ class SMILE(nn.Module):
 
     Computes:
         The Donsker-Varadhan expression with the ratio e^T of pairs that do not belong together held within
-        [e^-tau, e^tau]: a little bias for a variance that no longer grows with the information. The critic is trained
-        by another objective with the same optimum, the classifier's (Jensen-Shannon), so that the clipping costs it no
-        gradient.
+        [e^-tau, e^tau]: bias for variance. The critic is trained by another objective with the same optimum, the
+        classifier's (Jensen-Shannon), so that the clipping costs it no gradient.
 
     Formula:
         I_\tau = \mathbb{E}_{p(x, y)} T - \log \mathbb{E}_{p(x) p(y)} \min(\max(e^{T}, e^{-\tau}), e^{\tau})
         \max_T \; -\mathbb{E}_{p(x, y)} \log(1 + e^{-T}) - \mathbb{E}_{p(x) p(y)} \log(1 + e^{T})
 
     Helps:
-        Measuring more than about five nats from batches of common size, where `MINE` scatters by a nat and more.
+        Comparing larger information, where scatter does more harm than an offset that all share: from batches of 64
+        with the optimal critic it spread by 0.72 nats where 10 were true, the bound of `MINE` by 1.36.
 
     Avoid:
-        Taking it for a lower bound: with tau 5 it read 12.1 where 10 nats were true, from batches of 64. Small
-        information, where nothing is gained.
+        Taking it for a lower bound, or for the truth: with tau 5 it read 4.2, 6.7 and 12.0 where 4, 6 and 10 nats were
+        true, and MINE's bound 4.0, 6.2 and 11.2, which left it the larger error in root mean square. Small information,
+        where nothing is gained.
 
     Defaults:
         tau 5; the paper looks at 1, 5 and infinity.

@@ -121,8 +121,8 @@ class Codebook(nn.Module):
     own codebook. The module's output is a ``Quantized``. Codes learn by gradient, from its ``quantization_error``
     (van den Oord et al. 2017, arXiv 1711.00937, Eq. 3), or follow the mean of what they stand for (appendix A.1
     there): count <- decay * count + (1 - decay) * vectors now, likewise their sum, code = sum / count. A code that
-    nothing chooses stays where it is. Under data parallelism the vectors of all ranks count. Means need float32: in half
-    precision they stall, so leave this module wide; its input may be narrow.
+    nothing chooses stays where it is. Under data parallelism the vectors of all ranks count. Means stall in half
+    precision: leave this module in float32, its input may be narrow.
 
     Args:
         initial: the first codes, (G, K, D).

@@ -110,7 +110,8 @@ class Generate(Task):
 
     The batch is that of ``Discriminate``; real samples are needed as the other halves of relativistic pairs, and as a
     part of the batch that the discriminator is used to. The gradient goes through the discriminator and leaves its
-    weights, their ``.grad`` and its running statistics alone.
+    weights, their ``.grad`` and its running statistics alone. Activation checkpoints in the discriminator fail: torch
+    would compute them again with weights that are trained.
 
     Args:
         discriminator: the one that trains in the other recipe.
