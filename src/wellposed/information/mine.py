@@ -37,8 +37,8 @@ class MINE(nn.Module):
         term of training.
 
     Avoid:
-        Above some five nats: the estimate then hangs on a few rare pairs, and its variance grows at least as e^I; `SMILE`
-        is steadier. Reading the value of training batches: read held-out pairs, as `mutual_information` does. Expecting
+        Above some five nats: the estimate then hangs on a few rare pairs, its variance grows at least as e^I, and
+        `SMILE` is steadier. Reading the value of training batches: read held-out pairs, as `mutual_information` does. Expecting
         better estimates of the average than of the biased gradient: from batches of 8, 16 or 64 none was sure.
 
     Defaults:

@@ -60,8 +60,8 @@ class SMILE(nn.Module):
 
     Avoid:
         Taking it for a lower bound, or for the truth: with tau 5 it read 4.2, 6.7 and 12.0 where 4, 6 and 10 nats were
-        true, and MINE's bound 4.0, 6.2 and 11.2, which left it the larger error in root mean square. Small information,
-        where nothing is gained.
+        true, and MINE's bound 4.0, 6.2 and 11.2; clipping never lowered the error in root mean square there. Small
+        information, where nothing is gained.
 
     Defaults:
         tau 5; the paper looks at 1, 5 and infinity.
