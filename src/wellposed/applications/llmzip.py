@@ -80,9 +80,11 @@ def lm_compress(symbols: bytes | Tensor | Sequence[int], model: Model, mode: Mod
 
     Avoid:
         A model that predicts worse than zlib's memory serves: ranks under counts of order 5 took 3.0 bits a letter, a
-        transformer of 60 000 weights trained for seconds 2.9, zlib 2.5. Another machine, device, version or number of
-        threads for decoding with a net: a law that differs in one bit loses the rest of the text, which the checksum
-        tells. Speed: one pass of the model for each symbol, in both directions.
+        transformer of 60 000 weights trained for seconds 2.9, zlib 2.5. Counts where a compressor remembers as much:
+        after the same training text they took 1.71 bits a letter and bz2 1.69 (zlib, which remembers 32 768 letters,
+        2.16). Another machine, device, version or number of threads for decoding with a net: a law that differs in one
+        bit loses the rest of the text, which the checksum tells. Speed: one pass of the model for each symbol, in both
+        directions.
 
     Defaults:
         Arithmetic code, laws of 30 bits with at least 2^-30 for each symbol.
