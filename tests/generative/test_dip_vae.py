@@ -140,6 +140,8 @@ def test_bad_input() -> None:
         DIPVAE(diagonal=-1.0)
     with pytest.raises(wp.RecipeError, match="DIPVAE needs 'log_variance'"):
         wp.Recipe(DIPVAE()).attach(wp.Autoencoder(nn.Linear(4, 2), nn.Linear(2, 4)), wp.Autoencode())
+    with pytest.raises(ValueError, match="a covariance needs at least 2 codes"):
+        dip_penalty(draw(1, 3))
     with pytest.raises(ValueError, match=r"codes \(N, d\) and factors \(N, F\)"):
         sap_score(draw(5, 2), draw(5))
     with pytest.raises(ValueError, match="discrete has 1 entries for 2 factors"):

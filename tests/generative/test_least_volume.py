@@ -8,7 +8,7 @@ import pytest
 import torch
 from autoencoders import KINDS, build, trained
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import wellposed as wp
@@ -104,6 +104,18 @@ def test_attaching_does_not_draw() -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
+@pytest.mark.parametrize("trained_before", [False, True])
+def test_spectral_normalisation_by_a_hook_counts(trained_before: bool) -> None:
+    model, x = build("transformer")
+    first = next(model.decoder.children())
+    nn.utils.spectral_norm(first)
+    if trained_before:
+        trained(model, x, steps=1)
+    trained(model, x, LeastVolume(), steps=1)
+    assert not parametrize.is_parametrized(first)
+    assert torch.linalg.matrix_norm(first.weight, 2).item() < 1.5
+
+
 def test_layers_that_are_bounded_already_are_left_alone() -> None:
     model, x = build("transformer")
     first, _, last, _ = model.decoder.children()
@@ -169,6 +181,13 @@ def test_decoders_that_cannot_be_held_are_refused() -> None:
         attach(nn.Flatten())
     with pytest.raises(wp.RecipeError, match=r"both reparametrise 'decoder.weight'"):
         attach(weight_norm(nn.Linear(2, 4)))
+    hooked, pruned = nn.Linear(2, 4), nn.Linear(2, 4)
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        nn.utils.weight_norm(hooked)
+    prune.l1_unstructured(pruned, "weight", 0.5)  # type: ignore[no-untyped-call]
+    for made in (hooked, pruned):
+        with pytest.raises(wp.RecipeError, match=r"both reparametrise 'decoder.weight'"):
+            attach(made)
     one, two = nn.Linear(4, 4), nn.Linear(4, 4)
     two.weight = one.weight
     with pytest.raises(wp.RecipeError, match=r"'decoder.1' shares its weight with another layer"):
@@ -186,6 +205,8 @@ def test_bad_input() -> None:
         least_volume(draw(1, 3))
     with pytest.raises(ValueError, match="needs at least 2 codes"):
         prune_latents(draw(1, 3))
+    with pytest.raises(ValueError, match=r"latent_importance: needs codes \(N, d\), got \(4, 3, 2\)"):
+        latent_importance(nn.Linear(2, 2), draw(4, 3, 2), draw(4, 3, 2))
     with pytest.raises(ValueError, match="tolerance must be at least 0 and below 1"):
         prune_latents(draw(4, 3), 1.0)
     with pytest.raises(wp.RecipeError, match="LeastVolume needs 'code'"):

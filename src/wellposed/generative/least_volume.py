@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from ..core import Method, RecipeError, Step, Task, knob
 from ..core.modes import evaluating
@@ -101,7 +102,13 @@ def latent_importance(decoder: nn.Module, code: Tensor, x: Tensor) -> Tensor:
     Returns:
         shape (d,): mean over the samples of the growth of the summed squared error. Of a trained least-volume
         autoencoder it falls with the deviations, as with the variances in principal component analysis.
+
+    Raises:
+        ValueError: for codes of another shape.
     """
+
+    if code.ndim != 2:
+        raise ValueError(f"latent_importance: needs codes (N, d), got {tuple(code.shape)}")
 
     def error(codes: Tensor) -> Tensor:
         return (wide(decoder(codes)) - wide(x)).square().flatten(1).sum(1).mean()
@@ -121,16 +128,18 @@ class LeastVolume(Method, paper="least-volume"):
 
     Computes:
         strength * geometric mean over the coordinates of (deviation over the batch, of all ranks, + eta). So that
-        shrinking all of them alike does not pay, the decoder is held to a Lipschitz constant: each of its linear and
-        convolutional layers gets spectral norm 1 by a parametrisation, with one power iteration a pass. What hardly
-        varies after training is pruned (``prune_latents``), in the order of ``latent_importance``.
+        shrinking all of them alike does not pay, the decoder is held to a Lipschitz constant: the weight of each linear
+        layer, and the kernel of each convolution as a matrix, gets spectral norm 1 by a parametrisation, with one power
+        iteration a pass. What hardly varies after training is pruned (``prune_latents``), in the order of
+        ``latent_importance``.
 
     Formula:
         \lambda \left( \prod_{i=1}^{d} (\sigma_i + \eta) \right)^{1/d}, \qquad \sigma_i^2 = \mathrm{Var}_x [z_i], \qquad \lVert W_l \rVert_2 = 1 \text{ in the decoder}
 
     Helps:
         Finding how few coordinates a data set needs, and which, without training for each number: on a curved surface 4
-        to 6 of 8 stayed, where the mean of the deviations (a large eta) left 7 or 8, and pruning the rest cost nothing.
+        to 6 of 8 stayed, where the mean of the deviations (a large eta) left 7 or 8, and pruning the rest raised the
+        error by a tenth at most.
 
     Avoid:
         Decoders with normalisation, attention, recurrence or learned scales, whose Lipschitz constant nothing bounds
@@ -139,16 +148,17 @@ class LeastVolume(Method, paper="least-volume"):
         kept at most one coordinate more.
 
     Defaults:
-        strength 0.03, the upper end of the paper's; eta 0.01, that of the authors' code for the basic model. The
-        error is summed over elements: with a mean the strength is to be divided by their number.
+        strength 0.03, the upper end of the paper's; eta 0.01, that of the authors' code for the basic model (1 in their
+        runs on images). The error is summed over elements: with a mean the strength is to be divided by their number.
 
     Cost:
         One pass; two products with a vector for each layer of the decoder.
 
     Reference:
-        Chen, Fuge 2024, Compressing Latent Space via Least Volume, arXiv 2404.17773. A convolution's kernel is
-        normalised as a matrix (outputs, rest), as the authors do: its norm is then at most the root of the kernel's
-        area, bounded all the same. Frozen layers are bounded already and left alone.
+        Chen, Fuge 2024, Compressing Latent Space via Least Volume, arXiv 2404.17773. The authors normalise the
+        map that a convolution is on images of one size; here its kernel is, as a matrix (outputs, rest), for any size.
+        The map's norm is then at most the root of the kernel's area: bounded all the same, though not by 1. Frozen
+        layers are bounded already and left alone.
 
     Args:
         decoder: name of the submodule to hold to a Lipschitz constant; None: it is held already.
@@ -176,8 +186,9 @@ class LeastVolume(Method, paper="least-volume"):
         with torch.random.fork_rng(devices=list(devices)):  # torch draws the first vectors from the global generator
             torch.manual_seed(0)
             for path, layer in chosen.items():
-                self.orders[path] = list(layer._parameters)
+                order = list(layer._parameters)
                 spectral_norm(layer)
+                self.orders[path] = order
 
     def penalty(self, step: Step) -> Tensor:
         return least_volume(step.gather(step.out["code"].flatten(1)), self.eta)
@@ -223,6 +234,10 @@ def _to_normalise(model: nn.Module, decoder: str) -> dict[str, nn.Module]:
         if parametrize.is_parametrized(layer, "weight"):
             if any(isinstance(p, _SpectralNorm) for p in layer.parametrizations["weight"]):  # type: ignore[index]
                 continue
+            raise RecipeError(f"LeastVolume and something before it both reparametrise '{path}.weight'; keep one")
+        if any(isinstance(hook, SpectralNorm) for hook in layer._forward_pre_hooks.values()):
+            continue
+        if "weight" not in layer._parameters:  # a hook makes it: torch.nn.utils.weight_norm, pruning
             raise RecipeError(f"LeastVolume and something before it both reparametrise '{path}.weight'; keep one")
         weight = layer.weight
         if not weight.requires_grad:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core import Method, Recipe
 from ..parts.kernels import mmd
+from ..parts.spectra import covariance
 from ..tasks import Autoencode, Autoencoder
 from .arenas import Sample, digits, mlp
 from .samples import frechet_distance, principal
@@ -69,11 +70,17 @@ def reconstruction(model: Autoencoder, x: Tensor) -> float:
 
 
 @torch.no_grad()
-def generation(model: Autoencoder, seed: int) -> dict[str, float]:
-    """How close test codes are to N(0, I), and decoded draws of it to the test digits; and the reconstruction."""
+def generation(model: Autoencoder, seed: int, fitted: bool = False) -> dict[str, float]:
+    """How close test codes are to N(0, I), and decoded draws of it to the test digits; and the reconstruction.
+
+    ``fitted``: in place of N(0, I) the normal law with mean and covariance of the training codes.
+    """
     test = sample_of(seed).x_test
     g = torch.Generator().manual_seed(seed)
     prior = torch.randn(2000, WIDTH, generator=g)
+    if fitted:
+        known = codes(model, sample_of(seed).x, g)
+        prior = prior @ torch.linalg.cholesky(covariance(known)).T + known.mean(0)
     mean, directions = principal(sample_of(seed).x, 16)
     made = model.decode(prior)
     return {
