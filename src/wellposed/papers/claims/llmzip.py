@@ -44,8 +44,8 @@ def run(seed: int) -> dict[str, dict[str, float]]:
 CLAIM = Claim(
     paper="llmzip",
     statement="Letters of a held-out text cost fewer bits in the arithmetic code of a language model that has read a "
-    "training text than in zlib's code with the end of that text as its dictionary. (It is a matter of memory: bz2, which "
-    "holds the whole training text, is among the measurements.)",
+    "training text than in zlib's code with the end of that text as its dictionary. (It is a matter of memory: bz2, "
+    "which holds the whole training text, is among the measurements.)",
     arena=f"{WORDS}: counts of order {ORDER} with Witten-Bell smoothing, read four fifths of the chapters and go on "
     f"learning; {LETTERS} letters of the other chapters; zlib at level 9 with the last {DICTIONARY} letters, which is "
     "all it takes; whole files",
