@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import wellposed as wp
 from wellposed.generative.latent_quantization import LatentQuantization, LatentQuantizer, codebook_groups
+from wellposed.parts.codebooks import Codebook
 
 
 def quantizer() -> LatentQuantizer:
@@ -92,6 +93,31 @@ def test_trains_an_autoencoder(kind: str) -> None:
         assert losses[-1] < 0.7 * losses[0]
         errors.append(book.book(inner(x)).commitment_error().mean().item())
     assert errors[1] < 0.5 * errors[0]
+
+
+class Levels(nn.Module):
+    """Two codebooks that get tokens, (B * T, D), at two resolutions; ``drop`` leaves the first token out."""
+
+    def __init__(self, drop: int) -> None:
+        super().__init__()
+        self.drop = drop
+        self.fine, self.coarse = (Codebook(torch.randn(1, 4, 2)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.fine(x.reshape(-1, 2)[self.drop :]).values
+        coarse = self.coarse(x.view(-1, 2, 2, 2).mean(2).reshape(-1, 2)).values
+        return x.mean((1, 2)).unsqueeze(1) + 0 * (fine.sum() + coarse.sum())
+
+
+@pytest.mark.parametrize("drop", [0, 1])
+def test_codebooks_of_tokens_at_two_resolutions(drop: int) -> None:
+    torch.manual_seed(0)
+    model, x = Levels(drop), torch.randn(3, 4, 2)
+    fine, coarse = model.fine(x.reshape(-1, 2)[drop:]), model.coarse(x.view(-1, 2, 2, 2).mean(2).reshape(-1, 2))
+    wanted = [torch.cat([q.quantization_error(), q.commitment_error()]).mean() * 2 for q in (fine, coarse)]
+    recipe = wp.Recipe(LatentQuantization(strength=1.0)).attach(model, wp.Regress())
+    terms = recipe.step({"x": x, "y": torch.randn(3)}, torch.optim.SGD(model.parameters(), lr=0.1))
+    torch.testing.assert_close(terms["LatentQuantization"], torch.stack(wanted).mean().detach())
 
 
 def test_values_are_exempt_from_weight_decay() -> None:

@@ -60,6 +60,12 @@ def test_starts_as_the_base() -> None:
         CouplingFlow(1)
 
 
+def test_in_low_precision() -> None:
+    made = CouplingFlow(3).bfloat16()
+    x, log_density = made.sample(4)
+    assert x.dtype == log_density.dtype == made(x).dtype == torch.bfloat16
+
+
 def test_learns_a_bent_density() -> None:
     """x1 ~ N(0, 1), x2 = x1^2 / 2 + 0.3 N(0, 1): the entropy is known, and no density does better on average."""
     entropy = math.log(2 * math.pi * math.e) + math.log(0.3)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..core import Method, RecipeError, Step, Task, knob
 from ..core.schedules import Scalar
+from ..core.task import batch_size
 from ..parts.codebooks import Codebook, Quantized, even_codes
 
 __all__ = ["LatentQuantization", "LatentQuantizer", "codebook_groups"]
@@ -119,5 +120,13 @@ class LatentQuantization(Method, paper="latent-quantization"):
 
     def penalty(self, step: Step) -> Tensor:
         found: list[Quantized] = [step.taps[name] for name in self.taps]
+        samples = batch_size(step.batch)
         rows = [q.quantization_error() + self.commitment * q.commitment_error() for q in found]
-        return torch.stack(rows).mean(0)
+        return torch.stack([_of_samples(errors, samples) for errors in rows]).mean(0)
+
+
+def _of_samples(errors: Tensor, samples: int) -> Tensor:
+    """Mean for each sample, (B,), of a codebook that got vectors (B * T, D) in their order; else the mean of all."""
+    if len(errors) % samples:
+        return errors.mean().expand(samples)
+    return errors.view(samples, -1).mean(1)

@@ -38,8 +38,8 @@ class MINE(nn.Module):
 
     Avoid:
         Above some five nats: the estimate then hangs on a few rare pairs, its variance grows at least as e^I, and
-        `SMILE` is steadier. Reading the value of training batches: read held-out pairs, as `mutual_information` does. Expecting
-        better estimates of the average than of the biased gradient: from batches of 8, 16 or 64 none was sure.
+        `SMILE` is steadier. Reading the value of training batches: read held-out pairs, as `mutual_information` does.
+        Expecting better estimates of the average than of the biased gradient: of batches of 8 to 64 none was sure.
 
     Defaults:
         rate 0.01. Critics are yours: ``mlp_critic`` of ``wellposed.parts.critics`` has two layers of 64.

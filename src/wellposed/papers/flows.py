@@ -47,8 +47,8 @@ class AffineCoupling(nn.Module):
 
     def _affine(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self.net(torch.where(self.mask, seen, 0)).chunk(2, 1)
-        moved = ~self.mask
-        return moved * self.most * torch.tanh(log_scale / self.most), moved * shift
+        log_scale = self.most * torch.tanh(log_scale / self.most)
+        return torch.where(self.mask, 0, log_scale), torch.where(self.mask, 0, shift)
 
 
 class CouplingFlow(nn.Module):
