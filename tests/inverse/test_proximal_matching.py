@@ -25,6 +25,11 @@ def test_value_by_explicit_loops() -> None:
         assert float(found) == pytest.approx(1 - math.exp(-mean / 0.49), rel=1e-12)
 
 
+def test_shapes_do_not_broadcast() -> None:
+    with pytest.raises(ValueError, match=r"differ in shape, \(4, 1\) and \(4,\)"):
+        proximal_matching(torch.rand(4, 1), torch.rand(4), 1.0)
+
+
 def test_gradient() -> None:
     a, b = images()
     assert torch.autograd.gradcheck(lambda p: proximal_matching(p, b, 0.9), a.requires_grad_())

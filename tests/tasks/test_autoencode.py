@@ -61,6 +61,14 @@ def test_error_may_be_a_function_of_elements_or_of_samples() -> None:
         Autoencode(lambda a, b: (a - b).sum()).loss(out, {"x": x})
 
 
+def test_bernoulli_is_for_the_unit_interval() -> None:
+    """Beyond it the cross-entropy has no least value: it would train on, to no end."""
+    found = draw(5, 4)
+    for x in (draw(5, 4).abs() * 100, -draw(5, 4).sigmoid()):
+        with pytest.raises(ValueError, match=r'"bernoulli" is for values in \[0, 1\], x has some from'):
+            Autoencode("bernoulli").loss({"reconstruction": found}, {"x": x})
+
+
 def test_divergence_is_torchs() -> None:
     mean, log_variance = draw(5, 3), draw(5, 3, seed=1)
     normal = torch.distributions.Normal

@@ -101,7 +101,8 @@ class Autoencode(Task):
 
     Raises:
         ValueError: for an unknown error or a negative beta; in training for a model that returns something else, is
-            variational without a beta, or has a beta and is not.
+            variational without a beta, or has a beta and is not, and for a first batch outside [0, 1] if
+            ``"bernoulli"``.
 
     Example:
         >>> import torch
@@ -127,6 +128,7 @@ class Autoencode(Task):
         if beta is not None and not beta >= 0:
             raise ValueError(f"Autoencode: beta must be at least 0, got {beta}")
         self.error, self.beta, self.of = error, beta, of
+        self._looked = False
         self.reads = ("x",) if of == "x" else ("x", of)
         self.yields = ("reconstruction", "code") + (("mean", "log_variance") if beta is not None else ())
 
@@ -166,6 +168,13 @@ class Autoencode(Task):
         elif self.error == "absolute":
             values = (found - wanted).abs()
         else:
+            if not self._looked:  # once: a GPU is waited for
+                self._looked = True
+                if bool(((wanted < 0) | (wanted > 1)).any()):
+                    raise ValueError(
+                        f'Autoencode: "bernoulli" is for values in [0, 1], {self.of} has some from {wanted.min():g} to '
+                        f"{wanted.max():g}: scale it, or take another error"
+                    )
             values = F.binary_cross_entropy_with_logits(found, wanted, reduction="none")
         if values.shape[:1] != x.shape[:1]:
             raise ValueError(
