@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import wellposed as wp
-from wellposed.adaptation._online import entropy, norm_parameters
+from wellposed.adaptation._online import norm_parameters
 from wellposed.adaptation.eata import EATA, reliable_and_new
 from wellposed.adaptation.tent import Tent
 from wellposed.parts.fisher import fisher_diagonal
+from wellposed.tasks.targets import conditional_entropy
 
 
 def conv() -> nn.Sequential:
@@ -39,13 +40,13 @@ def inputs(kind: str, seed: int = 1, rows: int = 16) -> Tensor:
 
 def test_entropy_by_loops_and_its_extremes() -> None:
     logits = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for row, found in zip(logits, entropy(logits), strict=True):
+    for row, found in zip(logits, conditional_entropy(logits), strict=True):
         p = [math.exp(v) for v in row]
         expected = -sum(a / sum(p) * math.log(a / sum(p)) for a in p)
         assert float(found) == pytest.approx(expected, rel=1e-12)
-    assert float(entropy(torch.zeros(1, 8))) == pytest.approx(math.log(8))
-    assert float(entropy(torch.tensor([[1000.0, 0.0]]))) == 0  # no NaN from 0 log 0
-    assert torch.autograd.gradcheck(entropy, (logits.requires_grad_(),))
+    assert float(conditional_entropy(torch.zeros(1, 8))) == pytest.approx(math.log(8))
+    assert float(conditional_entropy(torch.tensor([[1000.0, 0.0]]))) == 0  # no NaN from 0 log 0
+    assert torch.autograd.gradcheck(conditional_entropy, (logits.requires_grad_(),))
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -89,7 +90,7 @@ def test_a_step_of_tent_by_hand() -> None:
 def test_entropy_falls_and_episodes_start_anew() -> None:
     x = inputs("conv")
     adapted = Tent(conv(), lr=0.05)
-    found = [float(entropy(adapted(x)).mean()) for _ in range(10)]
+    found = [float(conditional_entropy(adapted(x)).mean()) for _ in range(10)]
     assert found == sorted(found, reverse=True)
     episodic = Tent(conv(), lr=0.05, episodic=True)
     assert torch.equal(episodic(x), episodic(x))
@@ -113,7 +114,7 @@ def test_which_samples_teach_by_loops() -> None:
 def test_the_mean_runs_over_the_selected() -> None:
     eata = EATA(conv(), entropy_margin=0.5, similarity_margin=1.0)
     logits = torch.tensor([[9.0, 0, 0, 0, 0], [0.0, 0, 0, 0, 0]])
-    e = entropy(logits)[0]
+    e = conditional_entropy(logits)[0]
     loss = eata.objective(logits)
     assert loss is not None
     assert float(loss) == pytest.approx(float(torch.exp(0.5 * math.log(5) - e) * e), rel=1e-6)

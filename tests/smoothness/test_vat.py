@@ -219,3 +219,12 @@ def test_bad_input() -> None:
         VAT(xi=0.0)
     with pytest.raises(ValueError, match="n_power must be at least 1"):
         VAT(n_power=0)
+
+
+def test_conditional_entropy_of_an_excluded_class() -> None:
+    logits = torch.tensor([0.0, 0.0, -torch.inf], dtype=torch.float64, requires_grad=True)
+    found = conditional_entropy(logits)
+    found.backward()
+    assert found.item() == pytest.approx(math.log(2))
+    assert logits.grad is not None
+    assert logits.grad.abs().max() < 1e-15

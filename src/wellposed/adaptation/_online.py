@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -18,12 +17,6 @@ from ..core.errors import NonFiniteError
 NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Shannon entropy of the predictions, in nats: (B, C) -> (B,), in at least float32."""
-    logp = F.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return -(logp.exp() * logp).sum(-1)
 
 
 def norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.citing import implements
-from ._online import MakeOptimizer, OnlineAdaptation, entropy
+from ..tasks.targets import conditional_entropy
+from ._online import MakeOptimizer, OnlineAdaptation
 
 __all__ = ["EATA", "reliable_and_new"]
 
@@ -30,7 +31,7 @@ def reliable_and_new(
         booleans (B,), and weights exp(E0 - E) (B,), without gradient. Niu et al. 2022 (arXiv 2204.02610), Eqs. 3-5.
     """
     with torch.no_grad():
-        energy = entropy(logits)
+        energy = conditional_entropy(logits)
         chosen = energy < entropy_margin
         if mean is not None:
             chosen &= (
@@ -124,7 +125,7 @@ class EATA(OnlineAdaptation):
         with torch.no_grad():
             now = F.softmax(picked, -1, dtype=weight.dtype).mean(0)
             self.mean = now if self.mean is None else torch.lerp(self.mean, now, 0.1)
-        loss = (weight[chosen] * entropy(picked)).mean()
+        loss = (weight[chosen] * conditional_entropy(picked)).mean()
         if self.fisher is not None and self.beta:
             held = [(self.fisher[n] * (p - self._source[n]).square()).sum() for n, p in self.weights.items()]
             loss = loss + self.beta * torch.stack(held).sum()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ..core.citing import implements
-from ._online import MakeOptimizer, OnlineAdaptation, entropy
+from ..tasks.targets import conditional_entropy
+from ._online import MakeOptimizer, OnlineAdaptation
 
 __all__ = ["Tent"]
 
@@ -64,4 +64,4 @@ class Tent(OnlineAdaptation):
 
     def objective(self, logits: Tensor) -> Tensor:
         """Mean entropy."""
-        return torch.mean(entropy(logits))
+        return conditional_entropy(logits).mean()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..core import Method, Step, knob
 from ..core.schedules import Scalar
-from ..smoothness.vat import conditional_entropy
+from ..tasks.targets import conditional_entropy
 
 __all__ = ["ConfidencePenalty"]
 

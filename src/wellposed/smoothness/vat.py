@@ -10,22 +10,10 @@ from torch import Tensor
 
 from ..core import Method, Step, knob
 from ..core.schedules import Scalar
+from ..tasks.targets import conditional_entropy
 from ._inputs import real_input, wide
 
 __all__ = ["VAT", "conditional_entropy", "vat_loss", "virtual_adversarial_perturbation"]
-
-
-def conditional_entropy(logits: Tensor) -> Tensor:
-    """Entropy of each predicted distribution.
-
-    Args:
-        logits: (..., C).
-
-    Returns:
-        shape (...), in nats, 0 to log C.
-    """
-    log_p = F.log_softmax(logits, -1, dtype=wide(logits.dtype))
-    return -(log_p.exp() * log_p).sum(-1)
 
 
 def virtual_adversarial_perturbation(

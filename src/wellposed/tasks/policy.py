@@ -12,6 +12,7 @@ from ..core.task import Batch, Outputs, Task
 from .classify import logits_of
 from .masked import masked_mean
 from .prefer import token_log_probs
+from .targets import conditional_entropy
 
 Average = Literal["sequence", "token", "sum"]
 
@@ -87,9 +88,7 @@ def answer_entropy(logits: Tensor, mask: Tensor) -> Tensor:
     Returns:
         shape (B,).
     """
-    logs = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    # bounded from below, where a probability is 0: else gradients would be 0 * inf
-    return masked_mean(-(logs.exp() * logs.clamp(min=torch.finfo(logs.dtype).min)).sum(-1), mask[:, 1:])
+    return masked_mean(conditional_entropy(logits[:, :-1]), mask[:, 1:])
 
 
 class Policy(Task):

@@ -37,3 +37,17 @@ def true_probability(logits: Tensor, y: Tensor) -> Tensor:
     if is_class_ids(y):
         return (-cross_entropy(logits, y)).exp()
     return (F.softmax(logits, -1) * y).sum(-1)
+
+
+def conditional_entropy(logits: Tensor) -> Tensor:
+    """Shannon entropy of each predicted distribution.
+
+    Args:
+        logits: (..., C); -inf excludes a class.
+
+    Returns:
+        shape (...), in nats, 0 to log C, in at least float32.
+    """
+    logs = F.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    # bounded from below, where a probability is 0: else value and gradient would be 0 * inf
+    return -(logs.exp() * logs.clamp(min=torch.finfo(logs.dtype).min)).sum(-1)
