@@ -83,6 +83,8 @@ def test_bad_input() -> None:
     z, s = torch.zeros(4, 2), torch.tensor([[0], [1], [0], [1]])
     with pytest.raises(ValueError, match="no latent varies"):
         infomec(z, s)
+    with pytest.raises(ValueError, match=r'60 values over 60 samples, .* take estimator="knn" or "bins"'):
+        infomec(torch.arange(60.0)[:, None], torch.arange(60)[:, None] % 2)
     broken = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0], [math.nan, 0.0]])  # would not have counted as active
     with pytest.raises(ValueError, match="z holds NaN"):
         infomec(broken, s)

@@ -100,6 +100,18 @@ def test_what_the_consistency_tests_ask() -> None:
     assert torch.equal(asked[3][1][:, 1], -x[5:, 0])
 
 
+def test_consistency_of_numbers() -> None:
+    """Rows (N,) stand side by side, too, and not one after the other."""
+    seen = []
+
+    def estimate(x: Tensor, y: Tensor) -> float:
+        seen.append((x.shape, y.shape))
+        return 1.0
+
+    information_consistency(estimate, rand(6), torch.arange(6))
+    assert seen == [((3, 1), (3, 1)), ((3, 1), (3, 1)), ((3, 1), (3, 2)), ((3, 2), (3, 2))]
+
+
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="SMILE: tau must be above 0, got 0"):
         SMILE(mlp_critic(1, 1), tau=0.0)

@@ -16,6 +16,7 @@ from ..core import implements
 __all__ = ["InfoMEC", "infomec"]
 
 Estimator = Literal["plug-in", "bins", "knn"]
+MANY = 50  # values of a latent
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ def infomec(
         of the widest latent. Where a score compares with one latent or one source only it is 1.
 
     Raises:
-        ValueError: for shapes or names that do not fit, NaN or infinity in z, a source of one class, or a code of which
-            nothing varies.
+        ValueError: for shapes or names that do not fit, NaN or infinity in z, a source of one class, a code of which
+            nothing varies, or one that is not quantised where "plug-in" reads it.
     """
     if estimator not in get_args(Estimator):
         raise ValueError(f"infomec: estimator must be one of {', '.join(get_args(Estimator))}, got {estimator!r}")
@@ -133,6 +134,12 @@ def infomec(
         information = _by_neighbours(read, truth, neighbours, seed)
     else:
         read = np.stack([_categories(column) for column in read.T], 1)
+        values = read.max() + 1
+        if values > MANY and 2 * values > len(read):
+            raise ValueError(
+                f"infomec: a latent has {values} values over {len(read)} samples, whose frequencies tell nothing: take "
+                'estimator="knn" or "bins" for continuous codes'
+            )
         information = np.array([[_mutual_information(a, b) for b in truth.T] for a in read.T])
     shares = information / np.array([_entropy(np.bincount(column)) for column in truth.T])
     nmi = np.zeros((len(active), truth.shape[1]))

@@ -143,7 +143,7 @@ def information_consistency(
 
     Args:
         estimate: (x, y) -> nats; ``lambda x, y: mutual_information(x, y).value``.
-        x, y: pairs, (N, ...), in random order.
+        x, y: pairs, (N, ...), in random order; (N,) counts as (N, 1).
         process: h, of the rows of y.
         join: puts two batches of rows side by side; None: concatenated along the last dimension.
         seed: of the shuffling.
@@ -156,6 +156,7 @@ def information_consistency(
     """
     if len(x) != len(y) or len(x) < 4:
         raise ValueError(f"the tests need at least 4 pairs, row by row; got {len(x)} and {len(y)} rows")
+    x, y = (rows.unsqueeze(1) if rows.ndim == 1 else rows for rows in (x, y))
     join = join or (lambda a, b: torch.cat([a, b], -1))
     half = len(x) // 2
     x1, y1, x2, y2 = x[:half], y[:half], x[half : 2 * half], y[half : 2 * half]
