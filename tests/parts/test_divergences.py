@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 from torch import Tensor
-from torch.distributions import Categorical, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Categorical, MultivariateNormal, kl_divergence
 
 from wellposed.parts import divergences as d
 
@@ -127,8 +127,6 @@ def test_gaussians_against_torch() -> None:
     p, q = MultivariateNormal(mp, cp), MultivariateNormal(mq, cq)
     torch.testing.assert_close(d.gaussian_kl(mp, cp, mq, cq), kl_divergence(p, q))
     torch.testing.assert_close(d.gaussian_entropy(cp), p.entropy())  # type: ignore[no-untyped-call]
-    standard = kl_divergence(Normal(mp, (0.5 * mq).exp()), Normal(torch.zeros_like(mp), torch.ones_like(mp)))
-    torch.testing.assert_close(d.diagonal_gaussian_kl(mp, mq), standard)
     leaves = [t.requires_grad_() for t in (mp, cp, mq, cq)]
     assert torch.autograd.gradcheck(lambda m, c, n, e: d.gaussian_kl(m, c @ c.mT, n, e @ e.mT), leaves)
 

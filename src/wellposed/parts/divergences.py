@@ -128,11 +128,6 @@ def js_of_logits(p: Tensor, q: Tensor) -> Tensor:
 
 
 # ---- Gaussians
-def diagonal_gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL divergence of N(mean, variance) from N(0, 1), coordinate by coordinate: the term of a variational code."""
-    return (mean.square() + log_variance.exp() - 1 - log_variance) / 2
-
-
 def gaussian_entropy(cov: Tensor) -> Tensor:
     """Differential entropy of a Gaussian, (..., d, d) -> (...)."""
     return (_log_det(cov) + cov.shape[-1] * math.log(2 * math.pi * math.e)) / 2
