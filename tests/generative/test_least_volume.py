@@ -82,6 +82,18 @@ def test_decoder_is_held_and_code_flattens(kind: str) -> None:
     assert volumes[1] < 0.5 * volumes[0]
 
 
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_convolution_is_bounded_by_the_root_of_its_kernels_area(kind: type[nn.Conv2d], groups: int) -> None:
+    """Its norm on images, where the kernel as a matrix has norm 1; equal weights come near the bound."""
+    layer = kind(4, 6, 3, padding=1, bias=False, groups=groups).double()
+    nn.init.ones_(layer.weight)
+    wp.Recipe(LeastVolume()).attach(model := wp.Autoencoder(nn.Flatten(), layer), wp.Autoencode())
+    images = torch.eye(4 * 64, dtype=torch.float64).view(-1, 4, 8, 8)
+    norm = torch.linalg.matrix_norm(model.eval().decode(images).flatten(1), 2)
+    assert 1.5 < norm <= 3
+
+
 def test_what_detaching_leaves_computes_the_same() -> None:
     model, x = build("conv")
     names = [name for name, _ in model.named_parameters()]

@@ -134,8 +134,8 @@ class GR2R(Method, paper="gr2r"):
         speckle, which was worse than doing nothing, and 6 to 7 less for photon noise. An unknown level. Losses that do
         not ask for the mean: ``Regress`` with absolute or Huber error is refused. Feeding the network y itself at test
         time: ``restore`` gives it what it was trained on. Expecting what clean targets give from few images:
-        the target's variance is that of y over alpha, and a small training set overfits it (1 decibel on patches of
-        photos; on 1200 digits 83 to 87 % of the supervised gain).
+        the target's variance is that of y over alpha, and a small training set overfits it (1 to 2 decibels on patches
+        of photos; on 1200 digits 83 to 87 % of the supervised gain).
 
     Defaults:
         alpha 0.15, as in the paper; 5 to 15 draws at test time.
