@@ -21,7 +21,7 @@ def median_bandwidth(x: Tensor) -> Tensor:
     """Median distance between two different rows, 1 where that is 0 (half of the pairs agree); held constant.
 
     Args:
-        x: (N, D), N at least 2, for some 16 N^2 bytes in float32; two samples joined, where one bandwidth is to serve both.
+        x: (N, D), N at least 2 (at some 16 N^2 bytes); two samples joined, where one bandwidth is to serve both.
 
     Returns:
         a scalar on x's device, without gradient.
