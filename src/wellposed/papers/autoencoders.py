@@ -70,15 +70,15 @@ def reconstruction(model: Autoencoder, x: Tensor) -> float:
 
 
 @torch.no_grad()
-def generation(model: Autoencoder, seed: int, fitted: bool = False) -> dict[str, float]:
+def generation(model: Autoencoder, seed: int, refit: bool = False) -> dict[str, float]:
     """How close test codes are to N(0, I), and decoded draws of it to the test digits; and the reconstruction.
 
-    ``fitted``: in place of N(0, I) the normal law with mean and covariance of the training codes.
+    ``refit``: in place of N(0, I) the normal law with mean and covariance of the training codes.
     """
     test = sample_of(seed).x_test
     g = torch.Generator().manual_seed(seed)
     prior = torch.randn(2000, WIDTH, generator=g)
-    if fitted:
+    if refit:
         known = codes(model, sample_of(seed).x, g)
         prior = prior @ torch.linalg.cholesky(covariance(known)).T + known.mean(0)
     mean, directions = principal(sample_of(seed).x, 16)

@@ -11,7 +11,7 @@ def run(seed: int) -> dict[str, dict[str, float]]:
     vae = {f"{name} of a VAE": value for name, value in generation(trained(seed, beta=0.2), seed).items()}
     found = {}
     for arm, model in (("with", trained(seed, WAE())), ("without", trained(seed))):
-        fitted = {"Frechet distance, normal law fitted": generation(model, seed, fitted=True)["Frechet distance"]}
+        fitted = {"Frechet distance, normal law fitted": generation(model, seed, refit=True)["Frechet distance"]}
         found[arm] = generation(model, seed) | fitted | vae
     return found
 
