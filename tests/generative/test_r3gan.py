@@ -136,3 +136,8 @@ def test_bad_settings() -> None:
         recipe.step(
             {"x": torch.randint(5, (4, 2)), "z": torch.randint(5, (4, 2))}, torch.optim.SGD(judge.parameters(), lr=0.1)
         )
+
+
+def test_a_generator_is_not_penalised() -> None:
+    with pytest.raises(wp.RecipeError, match="put it into the recipe of Discriminate"):
+        wp.Recipe(ZeroCenteredPenalty()).attach(nn.Linear(3, 2), wp.Generate(nn.Linear(2, 1)))

@@ -176,3 +176,7 @@ def test_a_missing_value_does_not_become_a_bandwidth_of_1() -> None:
     x = rows(5)
     x[2, 1] = math.nan
     assert median_bandwidth(x).isnan()
+
+
+def test_the_bandwidth_of_one_row() -> None:
+    assert median_bandwidth(rows(1)) == 1

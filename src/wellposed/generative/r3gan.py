@@ -7,9 +7,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..core import Method, Step, Task, knob
+from ..core import Method, RecipeError, Step, Task, knob
 from ..core.schedules import Scalar
 from ..parts.curvature import twice_differentiable
+from ..tasks.adversarial import Generate
 
 __all__ = ["ZeroCenteredPenalty", "squared_slope"]
 
@@ -88,6 +89,11 @@ class ZeroCenteredPenalty(Method, paper="r3gan"):
         self.recurrent = False
 
     def setup(self, model: nn.Module, task: Task) -> None:
+        if isinstance(task, Generate):
+            raise RecipeError(
+                "ZeroCenteredPenalty flattens a discriminator, and this recipe trains a generator: put it into the "
+                "recipe of Discriminate"
+            )
         self.recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
 
     def penalty(self, step: Step) -> Tensor:

@@ -231,8 +231,9 @@ class CSBottleneck(Method, paper="cs-ib"):
     Avoid:
         Expecting lower errors or robustness where there is little to compress: on the diabetes data strengths from 0.01
         to 1 moved test errors, attacked or not, by no more than seeds do. Median distances as scales at strength 1 with
-        `CSRegression`: the prediction was lost there. Reading its value as information: pairs of a row with itself bias
-        it up; measure by ``cs_information`` with ``unbiased=True``.
+        `CSRegression`: the prediction was lost there. Inputs and features of many dimensions at scale 1, images say:
+        kernels of different rows are 0, so that the term is 1 and its gradient 0. Reading its value as information:
+        pairs of a row with itself bias it up; measure by ``cs_information`` with ``unbiased=True``.
 
     Defaults:
         scale 1 for standardised inputs and features of that size, the authors' code; strength 0.01, of a range from

@@ -18,16 +18,18 @@ Scale = float | Tensor | Sequence[float]
 
 
 def median_bandwidth(x: Tensor) -> Tensor:
-    """Median distance between two different rows, 1 where that is 0 (half of the pairs agree); held constant.
+    """Median distance between two different rows, 1 where that is 0 (half of the pairs agree) or N is 1; held constant.
 
     Args:
-        x: (N, D), N at least 2 (at some 16 N^2 bytes); two samples joined, where one bandwidth is to serve both.
+        x: (N, D), at some 16 N^2 bytes; two samples joined, where one bandwidth is to serve both.
 
     Returns:
         a scalar on x's device, without gradient.
     """
     with torch.no_grad():
         square = squared_distances(x)
+        if len(x) == 1:
+            return square.new_ones(())
         upper = torch.triu_indices(len(x), len(x), 1, device=x.device)
         found = square[upper[0], upper[1]].median().sqrt()
         return found.where(found != 0, 1)
