@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import socket
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import wellposed as wp
@@ -167,3 +171,33 @@ def test_bad_input() -> None:
         Codebook(even_codes(1, 2), decay=1.0)
     with pytest.raises(ValueError, match="5 numbers along dimension -1, and 2 codebooks of vectors of 3 need 6"):
         Codebook(draw(2, 4, 3))(draw(4, 5))
+
+
+# ---- two ranks
+def followed(x: Tensor) -> Tensor:
+    """Codes after three updates; the last of them is never chosen."""
+    book = Codebook(torch.tensor([[[0.0, 0.0], [1.0, 1.0], [99.0, 99.0]]]).double(), decay=0.5)
+    for shift in range(3):
+        book(x + shift)
+    return book.codes
+
+
+def worker(rank: int, port: int, file: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    codes = followed(draw(8, 2)[3:] if rank else draw(8, 2)[:3])  # ranks need not hold equally many
+    torch.save(codes, f"{file}{rank}")
+    dist.barrier()  # a rank that leaves early takes the other's connections with it
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_codes_of_two_ranks_follow_the_vectors_of_both(tmp_path: Path) -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(worker, args=(port, str(tmp_path / "codes")), nprocs=2)  # type: ignore[no-untyped-call, attr-defined]
+    expected = followed(draw(8, 2))
+    assert expected[0, 2].tolist() == [99, 99]
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"codes{rank}"), expected, rtol=1e-6, atol=0)
