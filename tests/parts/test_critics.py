@@ -69,6 +69,10 @@ def test_bad_input() -> None:
     x = rand(4, 3)
     with pytest.raises(ValueError, match="pairs, row by row; got 4 and 3 rows"):
         c.paired_scores(product, x, x[:3])
+    narrow = c.SeparableCritic(nn.Linear(3, 2), nn.Linear(3, 2)).double()
+    narrow.matrix = lambda x, y: rand(4, 3)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"the shape \(4, 4\) here, got \(4, 3\)"):
+        c.score_matrix(narrow, x, x)
     with pytest.raises(ValueError, match=r"one score a pair, \(4,\); got \(4, 3\)"):
         c.paired_scores(lambda x, y: x * y, x, x)
     with pytest.raises(ValueError, match="of 4 pairs each has 3 other partners; asked for 4"):

@@ -69,7 +69,8 @@ def mutual_information(
     cache.
 
     Args:
-        x, y: (N, ...) on one device, row by row, independent rows; whatever the critic takes. At least 100 rows.
+        x, y: (N, ...) on one device, row by row, independent rows; whatever the critic takes. At least 100 rows. What
+            trained the critic and is read again, as copies of rows are, counts as information.
         estimator: `MINE` or `SMILE` around your critic, trained in place; None: MINE with an MLP of two layers of 64
             on standardised, flattened rows. One whose critic has nothing to train is read on all pairs.
         steps: of Adam.

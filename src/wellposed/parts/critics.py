@@ -130,9 +130,14 @@ def score_matrix(critic: Critic, x: Tensor, y: Tensor, chunk: int = 65536) -> Te
         critic: of pairs.
         x, y: n and m rows.
         chunk: pairs of one pass.
+
+    Raises:
+        ValueError: if the critic's own matrix has another shape.
     """
     if hasattr(critic, "matrix"):
         scores: Tensor = critic.matrix(x, y)
+        if scores.shape != (len(x), len(y)):
+            raise ValueError(f"a critic's matrix has the shape ({len(x)}, {len(y)}) here, got {tuple(scores.shape)}")
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
     n, m = len(x), len(y)
     parts = []
