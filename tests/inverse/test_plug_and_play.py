@@ -105,6 +105,13 @@ def test_what_does_not_converge_says_so(solver: Solver) -> None:
     assert len(found.changes) == 50
 
 
+@solvers
+def test_a_denoiser_may_work_in_place(solver: Solver) -> None:
+    _, y, forward, adjoint = problem()
+    found = plug_and_play(y, forward, adjoint, lambda v: v.mul_(0.5), solver=solver)
+    assert torch.equal(found.x, plug_and_play(y, forward, adjoint, lambda v: v * 0.5, solver=solver).x)
+
+
 def test_a_denoisers_mode_is_kept() -> None:
     layer = nn.Linear(8, 8, dtype=torch.float64)
     with torch.no_grad():
@@ -154,6 +161,8 @@ def test_bad_input() -> None:
         plug_and_play(y, forward, adjoint, lambda v: v, weight=100.0)
     with pytest.raises(ValueError, match="adjoint is not the transpose of forward"):
         plug_and_play(y, forward, lambda r: adjoint(r).roll(1, 1), lambda v: v)
+    with pytest.raises(ValueError, match=r"denoiser makes \(3, 1\) of signals \(3, 8\)"):
+        plug_and_play(y, forward, adjoint, lambda v: v[:, :1])
     with pytest.raises(ValueError, match=r"a row for each sample; got \(5,\)"):
         plug_and_play(y[0], forward, adjoint, lambda v: v)
     with pytest.raises(TypeError, match=r"are torch\.complex128 and torch\.float64; give complex ones as their two"):

@@ -109,7 +109,8 @@ def plug_and_play(
     Raises:
         NotConverged: see ``check``.
         TypeError: for integers or complex numbers.
-        ValueError: for an unknown solver, a number out of range, or maps that are not each other's transpose.
+        ValueError: for an unknown solver, a number out of range, maps that are not each other's transpose, or a denoiser
+            that changes the shape.
     """
     if solver not in get_args(Solver):
         raise ValueError(f"plug_and_play: solver must be pgd or admm, got {solver!r}")
@@ -148,12 +149,12 @@ def plug_and_play(
             before, pull = x, weight * back - normal(x)
             if solver == "pgd":
                 into = x + pull
-                x = denoiser(into)
+                x = _denoised(denoiser, into)
                 moved = lengths(x - before)
             else:
                 fitted = x + conjugate_gradients(normal, pull - u, damping=1.0, tol=1e-3).value
                 into = fitted + u
-                x = denoiser(into)
+                x = _denoised(denoiser, into)
                 u = into - x
                 moved = torch.maximum(lengths(x - before), lengths(x - fitted))
             changes.append(moved / lengths(x).clamp_min(1))
@@ -169,6 +170,13 @@ def plug_and_play(
             "they are"
         )
     return Restored(x, converged, torch.stack(changes), torch.stack(objective) if objective else None, weight)
+
+
+def _denoised(denoiser: Map, into: Tensor) -> Tensor:
+    found = denoiser(into.clone())  # which it may overwrite
+    if found.shape != into.shape:
+        raise ValueError(f"plug_and_play: denoiser makes {tuple(found.shape)} of signals {tuple(into.shape)}")
+    return found
 
 
 def _norm(forward: Map, adjoint: Map, signal: Tensor, y: Tensor) -> float:
