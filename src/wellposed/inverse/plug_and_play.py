@@ -109,8 +109,8 @@ def plug_and_play(
     Raises:
         NotConverged: see ``check``.
         TypeError: for integers or complex numbers.
-        ValueError: for an unknown solver, a number out of range, maps that are not each other's transpose, or a denoiser
-            that changes the shape.
+        ValueError: for an unknown solver, a number out of range, maps that are not each other's transpose, or a
+            denoiser that changes the shape.
     """
     if solver not in get_args(Solver):
         raise ValueError(f"plug_and_play: solver must be pgd or admm, got {solver!r}")
