@@ -54,9 +54,9 @@ class ZeroCenteredPenalty(Method, paper="r3gan"):
     Avoid:
         Expecting more modes on small problems: on a ring of 8 Gaussians every game found all of them without a penalty,
         and in two sets of seeds the share of good samples was .66 and .60 for the plain game, .62 and .48 for the
-        relativistic, .53 and .57 for the relativistic with both penalties; on a grid of 25, after 1500 steps, the differences were within chance. Layers of which
-        PyTorch has no second derivative. Discriminators with batch normalisation, whose logits depend on the other
-        samples.
+        relativistic, .53 and .57 for the relativistic with both penalties; on a grid of 25, after 1500 steps, the
+        differences were within chance. Layers of which PyTorch has no second derivative. Discriminators with batch
+        normalisation, whose logits depend on the other samples.
 
     Defaults:
         strength 1, on both; the authors tune it per data set and lower it during training. Their optimizer is Adam with
