@@ -11,12 +11,14 @@ import re
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import wellposed
 from wellposed.core import method
@@ -25,6 +27,7 @@ from wellposed.papers.site import build
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^(?P<mark><!-- not run: .+ -->\n)?```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
+GROUPS: list[Any] = []
 MODULES = [m.name for m in pkgutil.walk_packages(wellposed.__path__, "wellposed.") if not m.name.endswith("__main__")]
 
 
@@ -33,6 +36,19 @@ def blocks(page: Path) -> list[tuple[int, str]]:
     text = page.read_text()
     found = [m for m in FENCE.finditer(text) if m["kind"] == "python" and not m["mark"]]
     return [(text.count("\n", 0, m.start("code")), m["code"]) for m in found]
+
+
+def kept(begin: Callable[..., None]) -> Callable[..., None]:
+    """``init_process_group`` whose groups live as long as this process.
+
+    One that dies with the last DDP wrapper waits, holding the interpreter's lock, for threads that may want that lock.
+    """
+
+    def begun(*arguments: str) -> None:
+        begin(*arguments)
+        GROUPS.append(dist.group.WORLD)
+
+    return begun
 
 
 @pytest.fixture
@@ -49,6 +65,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         port = s.getsockname()[1]
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(dist, "init_process_group", kept(dist.init_process_group))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     yield tmp_path

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from problems import METHODS, trial_of
 from torch.nn.parallel import DistributedDataParallel
 
+from ranks import on_two_ranks
 from wellposed.core.registry import catalogue
 
 STEPS = 2
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def worker(rank: int, port: int, folder: str, names: list[str]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def worker(rank: int, folder: str, names: list[str]) -> None:
     for name in names:
         for split in (1, 2):
             t = trial_of(name, wrap=DistributedDataParallel)
@@ -36,14 +27,12 @@ def worker(rank: int, port: int, folder: str, names: list[str]) -> None:
             other = t.weights().clone()
             dist.broadcast(other, 0)
             assert torch.equal(other, t.weights()), f"{name}: the ranks drifted apart"
-    dist.barrier()  # a rank that leaves early takes the others' connections with it
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(free_port(), str(folder), METHODS), nprocs=2)  # type: ignore[no-untyped-call]
+    on_two_ranks(worker, str(folder), METHODS)
     return folder
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from core_methods import (
     CLASSES,
     Activity,
@@ -30,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
 import wellposed as wp
+from ranks import on_two_ranks
 
 STEPS = 3
 
@@ -153,22 +151,15 @@ def noise(rank: int | None) -> dict[str, torch.Tensor]:
 CASES = [many_together, shuffled_memory, coupled, uneven, tokens, noise]
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def worker(rank: int, folder: str) -> None:
     for case in CASES:
         torch.save(case(rank), Path(folder) / f"{case.__name__}.{rank}.pt")
-    dist.barrier()  # a rank that leaves early takes the others' connections with it
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = int(s.getsockname()[1])
-    mp.spawn(worker, args=(port, str(folder)), nprocs=2)
+    on_two_ranks(worker, str(folder))
     return lambda case: [torch.load(folder / f"{case.__name__}.{r}.pt", weights_only=True) for r in (0, 1)]
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import wellposed as wp
+from ranks import on_two_ranks
 from wellposed.parts import codebooks
 from wellposed.parts.codebooks import Codebook, codes_of, even_codes, look_up, nearest_codes, perplexity, usage
 
@@ -182,21 +180,14 @@ def followed(x: Tensor) -> Tensor:
     return book.codes
 
 
-def worker(rank: int, port: int, file: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def worker(rank: int, file: str) -> None:
     codes = followed(draw(8, 2)[3:] if rank else draw(8, 2)[:3])  # ranks need not hold equally many
     torch.save(codes, f"{file}{rank}")
-    dist.barrier()  # a rank that leaves early takes the other's connections with it
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_codes_of_two_ranks_follow_the_vectors_of_both(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(worker, args=(port, str(tmp_path / "codes")), nprocs=2)  # type: ignore[no-untyped-call, attr-defined]
+    on_two_ranks(worker, str(tmp_path / "codes"))
     expected = followed(draw(8, 2))
     assert expected[0, 2].tolist() == [99, 99]
     for rank in range(2):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from pairs import Criterion, views
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from ranks import on_two_ranks
 from wellposed import Recipe
 from wellposed.selfsup.barlow_twins import barlow_twins
 from wellposed.selfsup.i_con import icon_views
@@ -42,24 +40,17 @@ def trained(criterion: Criterion, rank: int | None = None) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def worker(rank: int, folder: str) -> None:
     for name, criterion in CRITERIA.items():
         found = trained(criterion, rank)
         if rank == 0:
             torch.save(found, Path(folder) / name)
-    dist.barrier()  # a rank that leaves early takes the others' connections with it
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    spawn(worker, args=(port, str(folder)), nprocs=2)  # type: ignore[no-untyped-call]
+    on_two_ranks(worker, str(folder))
     return folder
 
 

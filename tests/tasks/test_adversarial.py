@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 import io
 import math
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ranks import on_two_ranks
 from wellposed import Recipe
 from wellposed.tasks.adversarial import Discriminate, Game, Generate, discriminator_loss, generator_loss
 
@@ -254,21 +252,14 @@ def pairs() -> dict[str, Tensor]:
     return {k: torch.randn(8, d, generator=g, dtype=torch.float64) for k, d in (("x", 2), ("z", 3))}
 
 
-def worker(rank: int, port: int, file: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def worker(rank: int, file: str) -> None:
     found = played({k: v.chunk(2)[rank] for k, v in pairs().items()}, parallel=True)
     if rank == 0:
         torch.save(found, file)
-    dist.barrier()  # a rank that leaves early takes the others' connections with it
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_ranks_play_as_one_process(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(worker, args=(port, str(tmp_path / "weights.pt")), nprocs=2)  # type: ignore[no-untyped-call, attr-defined]
+    on_two_ranks(worker, str(tmp_path / "weights.pt"))
     found = torch.load(tmp_path / "weights.pt", weights_only=True)
     torch.testing.assert_close(found, played(pairs(), parallel=False), rtol=0, atol=1e-12)

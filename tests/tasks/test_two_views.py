@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ranks import on_two_ranks
 from wellposed import Recipe
 from wellposed.tasks import TwoViews, nt_xent
 
@@ -98,22 +96,15 @@ def trained(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def worker(rank: int, port: int, file: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def worker(rank: int, file: str) -> None:
     model, batch = problem()
     found = trained(DistributedDataParallel(model), {k: v.chunk(2)[rank] for k, v in batch.items()})
     if rank == 0:
         torch.save(found, file)
-    dist.barrier()  # a rank that leaves early takes the others' connections with it
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_ranks_contrast_with_the_samples_of_both(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(worker, args=(port, str(tmp_path / "weights.pt")), nprocs=2)  # type: ignore[no-untyped-call]
+    on_two_ranks(worker, str(tmp_path / "weights.pt"))
     found = torch.load(tmp_path / "weights.pt", weights_only=True)
     torch.testing.assert_close(found, trained(*problem()), rtol=0, atol=1e-12)
