@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.task import Batch, Outputs, Task
-from ..parts.spectra import wide
 
 Error = Literal["squared", "absolute", "bernoulli"]
 
@@ -25,7 +24,7 @@ def normal_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
         shape (B,), in at least float32: the sum over the coordinates; Kingma, Welling 2013 (arXiv 1312.6114),
         appendix B.
     """
-    mean, log_variance = wide(mean), wide(log_variance)
+    mean, log_variance = _wide(mean), _wide(log_variance)
     return (mean.square() + log_variance.expm1() - log_variance).flatten(1).sum(1) / 2
 
 
@@ -161,7 +160,7 @@ class Autoencode(Task):
                 f"Autoencode: the reconstruction has shape {tuple(reconstruction.shape)}, "
                 f"{self.of} has {tuple(x.shape)}"
             )
-        found, wanted = wide(reconstruction), wide(x)
+        found, wanted = _wide(reconstruction), _wide(x)
         if callable(self.error):
             values = self.error(found, wanted)
         elif self.error == "squared":
@@ -189,3 +188,8 @@ class Autoencode(Task):
         beta = "" if self.beta is None else f", beta={self.beta:g}"
         of = "" if self.of == "x" else f", of={self.of!r}"
         return f"Autoencode({error}{beta}{of})"
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32. That of ``parts.spectra`` would load parts with the tasks."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
