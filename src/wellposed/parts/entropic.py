@@ -28,17 +28,19 @@ class Entropic:
         cost: (..., n, m).
         a, b: weights (..., n) and (..., m), each summing to 1; zeros are allowed.
         epsilon: (..., 1), above 0.
+        spread: largest cost less the smallest, (...).
     """
 
     cost: Tensor
     a: Tensor
     b: Tensor
     epsilon: Tensor
+    spread: Tensor
 
     @property
     def turned(self) -> Entropic:
         """Rows and columns exchanged."""
-        return Entropic(self.cost.mT, self.b, self.a, self.epsilon)
+        return Entropic(self.cost.mT, self.b, self.a, self.epsilon, self.spread)
 
     def at(self, epsilon: Tensor) -> Entropic:
         """The same problem with more or less entropy."""
@@ -49,10 +51,11 @@ class Entropic:
         """The cost in units of epsilon."""
         return self.cost / self.epsilon.unsqueeze(-1)
 
-    def plan(self, f: Tensor, g: Tensor) -> Tensor:
-        """The coupling of two potentials; its marginals are right only where the potentials are."""
-        rows, columns = f / self.epsilon + self.a.log(), g / self.epsilon + self.b.log()
-        return (rows.unsqueeze(-1) + columns.unsqueeze(-2)).sub_(self.scaled).exp_()
+    def plan(self, f: Tensor, g: Tensor, out: Tensor | None = None) -> Tensor:
+        """The coupling of two potentials, into ``out``; its marginals are right only where the potentials are."""
+        rows, columns = f + self.epsilon * self.a.log(), g + self.epsilon * self.b.log()
+        exponent = torch.sub(rows.unsqueeze(-1), self.cost, out=out).add_(columns.unsqueeze(-2))
+        return exponent.div_(self.epsilon.unsqueeze(-1)).exp_()
 
     def columns(self, f: Tensor) -> tuple[Tensor, Tensor]:
         """The g that meets the column marginals given f, and the plan of both."""
@@ -63,13 +66,14 @@ class Entropic:
         g = -self.epsilon * (top + total.log()).squeeze(-2)
         return g, e.mul_(self.b.unsqueeze(-2) / total)
 
-    def hard(self, f: Tensor) -> tuple[Tensor, Tensor]:
+    def hard(self, f: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
         """Potentials of the limit epsilon -> 0 nearest to f: every row and column of their plan has an entry a_i b_j.
 
         A start from which the scaling vectors stay in range whatever epsilon is. What has no weight has no say.
+        ``space``, of the cost's shape, is written over.
         """
-        g = (self.cost - f.where(self.a > 0, -torch.inf).unsqueeze(-1)).amin(-2)
-        return (self.cost - g.where(self.b > 0, -torch.inf).unsqueeze(-2)).amin(-1), g
+        g = torch.sub(self.cost, f.where(self.a > 0, -torch.inf).unsqueeze(-1), out=space).amin(-2)
+        return torch.sub(self.cost, g.where(self.b > 0, -torch.inf).unsqueeze(-2), out=space).amin(-1), g
 
     def error(self, plan: Tensor) -> Tensor:
         """Sum of both marginals' absolute errors, (...)."""
@@ -92,11 +96,12 @@ def entropic(cost: Tensor, a: Tensor | None, b: Tensor | None, epsilon: float | 
             f"epsilon must be a number, or one for each problem: {tuple(c.shape[:-2])}, got {tuple(eps.shape)}"
         )
     eps = eps.expand(c.shape[:-2]).unsqueeze(-1)
-    if not bool(c.isfinite().all()):
+    spread = c.amax((-2, -1)) - c.amin((-2, -1))
+    if not bool(spread.isfinite().all()):  # as every entry then is
         raise ValueError("the cost must be finite: give pairs that are forbidden a large cost")
     if not bool(((eps > 0) & eps.isfinite()).all()):
         raise ValueError(f"epsilon must be above 0, got {float(eps.amin()):g}")
-    return Entropic(c, _weights(a, c, -2, "a"), _weights(b, c, -1, "b"), eps)
+    return Entropic(c, _weights(a, c, -2, "a"), _weights(b, c, -1, "b"), eps, spread)
 
 
 def _weights(given: Tensor | None, cost: Tensor, side: int, name: str) -> Tensor:
@@ -144,7 +149,6 @@ def newton(problem: Entropic, f: Tensor, tol: float, steps: int, thin: Thin | No
     """
     g, plan = problem.columns(f)
     errors, evaluations, kept = [float(problem.error(plan).amax())], 1, 0.0
-    reach = problem.cost.amax((-2, -1)) - problem.cost.amin((-2, -1))
     while len(errors) <= steps and not errors[-1] <= tol:
         rows = plan.sum(-1)
         error = problem.error(plan)
@@ -155,7 +159,7 @@ def newton(problem: Entropic, f: Tensor, tol: float, steps: int, thin: Thin | No
         value = (f * problem.a).sum(-1) + (g * problem.b).sum(-1)
         slack = 64 * torch.finfo(f.dtype).eps * (f.abs().amax(-1) + g.abs().amax(-1))  # what rounding does to the value
         # no potential is further from another than the costs are: more would be lost in a plan that falls apart
-        length = (reach / direction.abs().amax(-1).clamp_min(torch.finfo(f.dtype).tiny)).clamp_max(1)
+        length = (problem.spread / direction.abs().amax(-1).clamp_min(torch.finfo(f.dtype).tiny)).clamp_max(1)
         for _ in range(HALVINGS):
             new = f + length.unsqueeze(-1) * direction
             new_g, new_plan = problem.columns(new)

@@ -8,6 +8,7 @@ promises too many sweeps, Newton's method on the semi-dual takes over.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -113,7 +114,7 @@ def coupled(
 def _solve(problem: Entropic, tol: float, budget: int, steps: int) -> tuple[Tensor, Tensor, Tensor, int, int]:
     """Potentials, their plan, and how many sweeps and Newton steps it took, on the way down included."""
     f = torch.zeros_like(problem.a)
-    spread = (problem.cost.amax((-2, -1)) - problem.cost.amin((-2, -1))).unsqueeze(-1)
+    spread = problem.spread.unsqueeze(-1)
     ratio = float((spread / problem.epsilon).amax()) / START
     swept = stepped = 0
     for stage in range(math.ceil(math.log(max(ratio, 1.0), STAGE))):
@@ -121,19 +122,23 @@ def _solve(problem: Entropic, tol: float, budget: int, steps: int) -> tuple[Tens
         f, _, _, more, further = _run(easier, f, max(tol, NEAR), (budget - swept) // 2, steps - stepped)
         swept, stepped = swept + more, stepped + further
     f, g, plan, more, further = _run(problem, f, tol, budget - swept, steps - stepped)
-    return f, g, plan, swept + more, stepped + further
+    return f, g, plan(), swept + more, stepped + further
 
 
-def _run(problem: Entropic, f: Tensor, tol: float, budget: int, steps: int) -> tuple[Tensor, Tensor, Tensor, int, int]:
+Run = tuple[Tensor, Tensor, Callable[[], Tensor], int, int]
+"""Potentials, their plan when asked for, sweeps and Newton steps."""
+
+
+def _run(problem: Entropic, f: Tensor, tol: float, budget: int, steps: int) -> Run:
     """Sweeps at one epsilon, and Newton steps once those are seen to be slow."""
-    kernel = Kernel(problem, *problem.hard(f))
+    kernel = Kernel(problem, f)
     patience = max(50.0, min(problem.cost.shape[-2:]) / 2)  # in sweeps: what some 8 Newton steps cost
     omega, before, swept = 1.0, math.inf, 0
     while swept < budget:
         count = min(BLOCK, budget - swept)
         error = kernel.sweep(count, omega)
         swept += count
-        if error <= tol / 2:  # the plan, built anew, rounds a little
+        if error <= tol / 2:  # a plan built anew from the potentials rounds a little
             break
         if before < math.inf:
             rate = (error / before) ** (1 / count)
@@ -141,19 +146,16 @@ def _run(problem: Entropic, f: Tensor, tol: float, budget: int, steps: int) -> t
                 return _newton(problem, *kernel.potentials(), tol, steps, swept)
             omega = _relaxation(omega, rate, error)
         before = error
-    f, g = kernel.potentials()
-    return f, g, problem.plan(f, g), swept, 0
+    return *kernel.potentials(), kernel.plan, swept, 0
 
 
-def _newton(
-    problem: Entropic, f: Tensor, g: Tensor, tol: float, steps: int, swept: int
-) -> tuple[Tensor, Tensor, Tensor, int, int]:
+def _newton(problem: Entropic, f: Tensor, g: Tensor, tol: float, steps: int, swept: int) -> Run:
     """Newton with the smaller Hessian."""
     if problem.cost.shape[-2] <= problem.cost.shape[-1]:
         found = newton(problem, f, tol, steps)
-        return found.f, found.g, found.plan, swept, len(found.errors) - 1
+        return found.f, found.g, lambda: found.plan, swept, len(found.errors) - 1
     found = newton(problem.turned, g, tol, steps)
-    return found.g, found.f, found.plan.mT, swept, len(found.errors) - 1
+    return found.g, found.f, lambda: found.plan.mT, swept, len(found.errors) - 1
 
 
 def _left(error: float, tol: float, rate: float, omega: float) -> float:
@@ -176,15 +178,23 @@ def _relaxation(omega: float, rate: float, error: float) -> float:
 
 
 class Kernel:
-    """The plan of two potentials, and scalings of its rows and columns that are to mend its marginals."""
+    """The plan of the hard potentials nearest to f, and scalings of its rows and columns that mend its marginals.
 
-    def __init__(self, problem: Entropic, f: Tensor, g: Tensor) -> None:
-        self.problem = problem
-        self._absorb(f, g)
+    One matrix is reused throughout: on a CPU a fresh one costs as much as several sweeps.
+    """
+
+    def __init__(self, problem: Entropic, f: Tensor) -> None:
+        self.problem, self.matrix = problem, torch.empty_like(problem.cost)
+        self._absorb(*problem.hard(f, self.matrix))
 
     def _absorb(self, f: Tensor, g: Tensor) -> None:
-        self.f, self.g, self.matrix = f, g, self.problem.plan(f, g)
+        self.f, self.g = f, g
+        self.problem.plan(f, g, out=self.matrix)
         self.u, self.v = torch.ones_like(f), torch.ones_like(g)
+
+    def plan(self) -> Tensor:
+        """The scaled plan; takes the matrix, so that nothing can be swept after it."""
+        return self.matrix.mul_(self.u.unsqueeze(-1)).mul_(self.v.unsqueeze(-2))
 
     def potentials(self) -> tuple[Tensor, Tensor]:
         """Those of the scaled plan."""

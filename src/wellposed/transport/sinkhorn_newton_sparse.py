@@ -124,7 +124,7 @@ def sinkhorn_newton_sparse(
         problem = entropic(cost, a, b, epsilon)
         turned = cost.shape[-2] > cost.shape[-1]
         used = problem.turned if turned else problem
-        kernel = Kernel(used, *used.hard(torch.zeros_like(used.a)))
+        kernel = Kernel(used, torch.zeros_like(used.a))
         kernel.sweep(sweeps, 1.0)
         run = newton(used, kernel.potentials()[0], tol, newton_steps, sparsest(density))
     found = (run.g, run.f, run.plan.mT) if turned else (run.f, run.g, run.plan)
