@@ -343,7 +343,7 @@ def test_no_snippet_without_a_winner_or_a_recipe(document):
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--enable-logging=stderr", "--v=0",
+    "--enable-logging=stderr", "--v=0", "--run-all-compositor-stages-before-draw", "--disable-checker-imaging",
 )  # fmt: skip
 DARK = "--blink-settings=preferredColorScheme=0"
 
@@ -373,11 +373,20 @@ class Chromium:
         return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
     def picture(self, text: str, width: int, height: int, *flags: str) -> tuple[np.ndarray, list[str]]:
-        """A screenshot as an array (height, width, 3), and the messages on the console."""
-        shot = self.folder / f"shot-{self.count + 1}.png"
-        _, console = self.show(text, f"--window-size={width},{height}", f"--screenshot={shot}", *flags)
-        with Image.open(shot) as image:
-            return np.asarray(image.convert("RGB")).astype(np.int16), console
+        """A screenshot as an array (height, width, 3), and the messages on the console.
+
+        Taken until two in a row are equal: now and then one is, on a busy machine, of a page half painted.
+        """
+        before = None
+        for _ in range(6):
+            shot = self.folder / f"shot-{self.count + 1}.png"
+            _, console = self.show(text, f"--window-size={width},{height}", f"--screenshot={shot}", *flags)
+            with Image.open(shot) as image:
+                found = np.asarray(image.convert("RGB")).astype(np.int16)
+            if before is not None and np.array_equal(found, before):
+                return found, console
+            before = found
+        raise AssertionError("no two screenshots of this page were equal")
 
 
 @pytest.fixture(scope="module")
